@@ -1,0 +1,86 @@
+"""How ComfyUI's samplers see the network: conditioning, timesteps and condition frames.
+
+Condition frames need no model of their own: they are the leading latent frames that the noise mask fully protects.
+"""
+
+from typing import Any
+
+import comfy.conds
+import comfy.model_base
+import torch
+from torch import Tensor
+
+from .model import LongCatVideoTransformer
+from .text import fixed_length
+
+
+def leading_clean_frames(denoise_mask: Tensor | None) -> int:
+    """Latent frames at the start that a mask `[B, C, T, H, W]` (1 = generate) keeps entirely; 0 if it keeps them all.
+
+    With every frame kept there is nothing to generate and nothing to condition.
+    """
+    if denoise_mask is None:
+        return 0
+    kept = (denoise_mask.amax(dim=(0, 1, 3, 4)) == 0).tolist()
+    return kept.index(False) if False in kept else 0
+
+
+def leading_window_frames(index_list: list[int], num_cond_latents: int) -> int:
+    """Condition frames at the start of a context window made of the frames `index_list`; 0 if it has no others."""
+    is_cond = [index < num_cond_latents for index in index_list]
+    return is_cond.index(False) if False in is_cond else 0
+
+
+class LongCatVideoModel(comfy.model_base.BaseModel):
+    """A flow model with one timestep per latent frame and clean condition frames.
+
+    Any other mask than a run of fully kept leading frames is ordinary inpainting, as in core.
+    """
+
+    def __init__(self, model_config: Any, device: torch.device | None = None) -> None:
+        super().__init__(
+            model_config,
+            comfy.model_base.ModelType.FLOW,
+            device=device,
+            unet_model=LongCatVideoTransformer,
+        )
+        self.num_cond_latents = 0
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """Text and condition frames for the network.
+
+        A conditioning that carries `attention_mask` `[B, N]` is used as it is; one that does not is brought to 512
+        tokens, rows of zeros being padding.
+        """
+        out = super().extra_conds(**kwargs)
+        context, mask = kwargs["cross_attn"], kwargs.get("attention_mask")
+        if mask is None:
+            context, mask = fixed_length(context)
+        out["c_crossattn"] = comfy.conds.CONDRegular(context)
+        out["context_mask"] = comfy.conds.CONDRegular(mask)
+        # The sampler's inpainting asks for the masked latent without passing the mask: remember it for this run.
+        self.num_cond_latents = leading_clean_frames(kwargs.get("denoise_mask"))
+        out["num_cond_latents"] = comfy.conds.CONDConstant(self.num_cond_latents)
+        return out
+
+    def process_timestep(self, timestep: Tensor, x: Tensor, num_cond_latents: int = 0, **kwargs: Any) -> Tensor:
+        """Timesteps `[B]` to one per latent frame `[B, T]`, 0 on condition frames."""
+        per_frame = timestep.view(-1, 1).repeat(1, x.shape[2])
+        per_frame[:, :num_cond_latents] = 0
+        return per_frame
+
+    def scale_latent_inpaint(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, **kwargs: Any) -> Tensor:
+        """What the sampler puts under the mask: condition frames clean, anything else noised to the current sigma."""
+        out = super().scale_latent_inpaint(sigma=sigma, noise=noise, latent_image=latent_image, **kwargs)
+        out[:, :, : self.num_cond_latents] = latent_image[:, :, : self.num_cond_latents]
+        return out
+
+    def resize_cond_for_context_window(
+        self, cond_key: str, cond_value: Any, window: Any, x_in: Tensor, device: torch.device, **kwargs: Any
+    ) -> Any:
+        """Count the condition frames that a context window starts with."""
+        if cond_key != "num_cond_latents":
+            return super().resize_cond_for_context_window(cond_key, cond_value, window, x_in, device, **kwargs)
+        anchor = getattr(window, "causal_anchor_index", None)
+        frames = list(window.index_list) if anchor is None or anchor < 0 else [anchor, *window.index_list]
+        return comfy.conds.CONDConstant(leading_window_frames(frames, cond_value.cond))
