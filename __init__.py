@@ -1,0 +1,5 @@
+"""LongCat-Video for ComfyUI."""
+
+from .nodes import comfy_entrypoint
+
+__all__ = ["comfy_entrypoint"]

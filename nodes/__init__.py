@@ -1,0 +1,41 @@
+"""The nodes, and what ComfyUI calls to get them."""
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+
+from ..longcat_core import detection
+from .latents import LongCatLatent
+from .loaders import MODELS_FOLDER, LongCatLoader
+from .sampling import LongCatCFGZero, LongCatSampler, LongCatSigmas
+from .text import LongCatTextEncode
+from .video import LongCatDecode
+
+NODES: list[type[io.ComfyNode]] = [
+    LongCatLoader,
+    LongCatTextEncode,
+    LongCatLatent,
+    LongCatSigmas,
+    LongCatCFGZero,
+    LongCatSampler,
+    LongCatDecode,
+]
+
+
+class LongCatExtension(ComfyExtension):
+    """The pack."""
+
+    async def on_load(self) -> None:
+        """Make ComfyUI's own loaders and samplers know the model, and give its folders a place."""
+        detection.register()
+        folder_paths.add_model_folder_path(MODELS_FOLDER, str(Path(folder_paths.models_dir) / MODELS_FOLDER))
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes of the pack."""
+        return NODES
+
+
+async def comfy_entrypoint() -> LongCatExtension:
+    """What ComfyUI calls when it loads the pack."""
+    return LongCatExtension()

@@ -1,0 +1,95 @@
+"""Load an official-layout model folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..longcat_core import checkpoint
+
+MODELS_FOLDER = "longcat"
+WEIGHT_DTYPES = {
+    "default": {},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+
+
+def model_folders() -> dict[str, Path]:
+    """Model folders by name, from `models/longcat` and the `longcat` entries of extra_model_paths."""
+    return checkpoint.find_model_folders(folder_paths.get_folder_paths(MODELS_FOLDER))
+
+
+class LongCatLoader(io.ComfyNode):
+    """Folder -> MODEL, CLIP, VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LongCatLoader",
+            display_name="LongCat Loader",
+            category="model/loaders",
+            description="Loads a LongCat-Video folder as released: dit/, text_encoder/, tokenizer/, vae/, and the "
+            "shift from scheduler/. Single-file weights load with Load Diffusion Model, Load CLIP (type wan) and "
+            "Load VAE instead; the outputs mix freely.",
+            search_aliases=["longcat video", "load longcat", "longcat checkpoint", "text to video model"],
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=list(model_folders()),
+                    tooltip="A folder in models/longcat, or in a path that extra_model_paths.yaml lists under "
+                    "'longcat'. It must contain dit/.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    advanced=True,
+                    tooltip="How the network's weights are kept: default = as stored where the device computes in it. "
+                    "fp8 halves memory and costs some quality. The text encoder and VAE are not affected.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The network."),
+                io.Clip.Output(tooltip="The UMT5 text encoder."),
+                io.Vae.Output(tooltip="The Wan 2.1 VAE."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        """Say where folders are looked for, rather than that a value is not in a list."""
+        found = model_folders()
+        if folder in found:
+            return True
+        roots = " or ".join(folder_paths.get_folder_paths(MODELS_FOLDER))
+        return (
+            f"There is no model folder '{folder}'; found: {', '.join(found) or 'none'}. Put the downloaded folder, "
+            f"with its dit/, text_encoder/, tokenizer/ and vae/, into {roots}, then press R to refresh."
+        )
+
+    @classmethod
+    def execute(cls, folder: str, weight_dtype: str = "default") -> io.NodeOutput:
+        """Load the parts that the folder has; using one that it lacks is an error where it is used."""
+        path = model_folders()[folder]
+        return io.NodeOutput(
+            checkpoint.load_dit(path, WEIGHT_DTYPES[weight_dtype]),
+            part(path, checkpoint.TEXT_ENCODER, checkpoint.load_text_encoder, "Load CLIP (type wan)"),
+            part(path, checkpoint.VAE, checkpoint.load_vae, "Load VAE"),
+        )
+
+
+def part(folder: Path, component: str, load: Callable[[Path], Any], core_node: str) -> Any:
+    """A part of the folder, or an output that is an error for whoever uses it."""
+    if (folder / component).is_dir():
+        return load(folder)
+    return ExecutionBlocker(
+        f"The model folder {folder.name} has no {component}/. Download it next to dit/, or load a single file with "
+        f"the node {core_node} and connect that instead."
+    )

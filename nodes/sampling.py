@@ -1,0 +1,172 @@
+"""Schedules, guidance and the one-node sampler."""
+
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+from ..longcat_core import schedule
+from ..longcat_core.guidance import cfg_zero_denoised
+
+MODE_TOOLTIP = (
+    "base: the released model (50 steps, cfg 4). distill: with the distilled LoRA (16 steps, cfg 1). "
+    "enhance_hf: base with extra steps at low noise, for continuation (56 model calls from 50 steps). "
+    "refine: from an upscaled video that is half noise (5 model calls from 50 steps, cfg 1)."
+)
+
+
+def model_sigmas(model: Any, steps: int, mode: schedule.Mode, threshold: float) -> torch.Tensor:
+    """A schedule with the shift that the model carries, which ModelSamplingSD3 may have changed.
+
+    Raises:
+        ValueError: the model has no shift, or as `schedule.sigmas`.
+    """
+    shift = getattr(model.get_model_object("model_sampling"), "shift", None)
+    if shift is None:
+        raise ValueError(
+            f"The connected model ({type(model.model).__name__}) has no shift, so it is not LongCat-Video. "
+            f"Connect MODEL from LongCat Loader or from Load Diffusion Model with LongCat-Video weights."
+        )
+    return schedule.sigmas(mode, steps, shift=float(shift), threshold=threshold)
+
+
+def cfg_zero_hook(args: dict[str, Any]) -> torch.Tensor:
+    """ComfyUI post-CFG hook; without an unconditional prediction (cfg 1) there is nothing to rescale."""
+    if args["uncond_denoised"] is None:
+        return args["denoised"]
+    return cfg_zero_denoised(
+        args["input"], args["denoised"], args["cond_denoised"], args["uncond_denoised"], args["cond_scale"]
+    )
+
+
+def with_cfg_zero(model: Any) -> Any:
+    """A clone of the model that guides with CFG-zero*; a model that does already stays as it is."""
+    model = model.clone()
+    if cfg_zero_hook not in model.model_options.get("sampler_post_cfg_function", []):
+        model.set_model_sampler_post_cfg_function(cfg_zero_hook)
+    return model
+
+
+class LongCatSigmas(io.ComfyNode):
+    """MODEL, steps, mode -> SIGMAS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LongCatSigmas",
+            display_name="LongCat Sigmas",
+            category="model/sampling/schedulers",
+            description="The four schedules of LongCat-Video, with the model's own shift (12 as released, or what "
+            "ModelSamplingSD3 sets). The scheduler 'longcat' of KSampler and BasicScheduler is mode base.",
+            search_aliases=["longcat scheduler", "longcat schedule", "distill schedule", "enhance_hf"],
+            inputs=[
+                io.Model.Input("model", tooltip="Gives the shift."),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="50 for base, 16 for distill (at most 50)."),
+                io.Combo.Input("mode", options=list(schedule.MODES), default="base", tooltip=MODE_TOOLTIP),
+                io.Float.Input(
+                    "threshold",
+                    default=schedule.DEFAULT_REFINE_THRESHOLD,
+                    min=0.01,
+                    max=0.99,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Only for refine: the noise level (0..1) that it starts from; 0.5 in the reference.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, steps: int, mode: schedule.Mode, threshold: float = schedule.DEFAULT_REFINE_THRESHOLD
+    ) -> io.NodeOutput:
+        """Compute the schedule."""
+        return io.NodeOutput(model_sigmas(model, steps, mode, threshold))
+
+
+class LongCatCFGZero(io.ComfyNode):
+    """MODEL -> MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LongCatCFGZero",
+            display_name="LongCat CFG-Zero*",
+            category="model/patch",
+            description="Guidance as LongCat-Video was released with: the unconditional velocity is rescaled onto the "
+            "conditional one before they are mixed. Core's CFGZeroStar is not the same for flow models. "
+            "LongCat Sampler has it built in.",
+            search_aliases=["cfg zero star longcat", "longcat guidance", "cfg-zero"],
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: Any) -> io.NodeOutput:
+        """Install the hook on a clone."""
+        return io.NodeOutput(with_cfg_zero(model))
+
+
+class LongCatSampler(io.ComfyNode):
+    """MODEL, positive, negative, LATENT -> LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LongCatSampler",
+            display_name="LongCat Sampler",
+            category="model/sampling",
+            description="Samples LongCat-Video the way it was released: Euler, CFG-Zero*, the schedule of the chosen "
+            "mode. The same numbers as LongCat Sigmas + LongCat CFG-Zero* + SamplerCustomAdvanced.",
+            search_aliases=["longcat ksampler", "text to video", "longcat generate", "sample longcat"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive", tooltip="What the video should show."),
+                io.Conditioning.Input("negative", tooltip="What it should not show; ignored at cfg 1."),
+                io.Latent.Input("latent", tooltip="From LongCat Latent."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The noise that the video is made from.",
+                ),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="50 for base, 16 for distill (at most 50)."),
+                io.Float.Input(
+                    "cfg",
+                    default=4.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance scale: 4 for base and enhance_hf; 1 (off, twice as fast) for distill and refine.",
+                ),
+                io.Combo.Input("mode", options=list(schedule.MODES), default="base", tooltip=MODE_TOOLTIP),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: dict[str, Any],
+        seed: int,
+        steps: int,
+        cfg: float,
+        mode: schedule.Mode,
+    ) -> io.NodeOutput:
+        """Hand everything to core's SamplerCustom."""
+        sigmas = model_sigmas(model, steps, mode, schedule.DEFAULT_REFINE_THRESHOLD)
+        euler = comfy.samplers.sampler_object("euler")
+        sampled = SamplerCustom.execute(
+            with_cfg_zero(model), True, seed, cfg, positive, negative, euler, sigmas, latent
+        )
+        return io.NodeOutput(sampled.args[0])

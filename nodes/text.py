@@ -1,0 +1,56 @@
+"""Encode a prompt as the model was trained on it."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..longcat_core.text import TEXT_TOKENS, clean_prompt
+
+UMT5 = "umt5xxl"
+
+
+def tokenize(clip: Any, text: str) -> dict[str, list]:
+    """Clean a prompt and tokenize it to at most 512 tokens, the last one being the end token.
+
+    Raises:
+        ValueError: `clip` is not the UMT5 text encoder.
+    """
+    tokens = clip.tokenize(clean_prompt(text), disable_weights=True)
+    if UMT5 not in tokens:
+        raise ValueError(
+            f"The connected text encoder is {', '.join(tokens)}; LongCat-Video needs UMT5-XXL. "
+            f"Take CLIP from LongCat Loader, or from Load CLIP with type wan and a umt5_xxl file."
+        )
+    return {UMT5: [batch[: TEXT_TOKENS - 1] + batch[TEXT_TOKENS - 1 :][-1:] for batch in tokens[UMT5]]}
+
+
+class LongCatTextEncode(io.ComfyNode):
+    """CLIP, text -> CONDITIONING."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LongCatTextEncode",
+            display_name="LongCat Text Encode",
+            category="model/conditioning/longcat",
+            description="Encodes a prompt exactly as LongCat-Video was trained: mojibake and HTML entities repaired, "
+            "white space collapsed, at most 512 tokens. Brackets are plain text, not prompt weights.",
+            search_aliases=["longcat prompt", "longcat video prompt", "umt5 encode", "negative prompt longcat"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="UMT5-XXL, from LongCat Loader or Load CLIP with type wan."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What the video shows, in English or Chinese; long descriptions work best. Up to 512 "
+                    "tokens (about 350 English words), the rest is cut.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, text: str) -> io.NodeOutput:
+        """Tokenize and encode."""
+        return io.NodeOutput(clip.encode_from_tokens_scheduled(tokenize(clip, text)))
