@@ -1,0 +1,63 @@
+"""One real ComfyUI in this process, with the pack loaded the way ComfyUI loads it.
+
+`COMFYUI_PATH` must name a ComfyUI folder (`scripts/test.py` sets it). Tests import the pack's modules by their plain
+names (`longcat_core.model`): these are the very modules that ComfyUI loaded, not a second copy.
+"""
+
+import asyncio
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).resolve().parent.parent
+REPORT = pytest.StashKey[list[str]]()
+BASE = tempfile.TemporaryDirectory(prefix="longcat-tests-")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set ComfyUI up before any test module is imported: its options count only until its modules load."""
+    config.stash[REPORT] = []
+    root = os.environ.get("COMFYUI_PATH")
+    if not root:
+        raise pytest.UsageError("COMFYUI_PATH is not set: run the tests with python3 scripts/test.py")
+    sys.path.insert(0, root)
+    (Path(BASE.name) / "custom_nodes").mkdir()
+
+    import comfy.cli_args
+
+    args = comfy.cli_args.args
+    args.cpu = True
+    args.use_pytorch_cross_attention = True
+    args.base_directory = BASE.name
+    args.database_url = "sqlite:///:memory:"
+    args.disable_api_nodes = True
+
+    import nodes
+
+    assert asyncio.run(nodes.load_custom_node(str(PACK))), "ComfyUI could not load the pack; see the log above"
+    package = str(PACK).replace(".", "_x_")
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{package}.longcat_core"):
+            sys.modules[name.removeprefix(f"{package}.")] = module
+
+
+@pytest.fixture(scope="session")
+def report(request: pytest.FixtureRequest) -> list[str]:
+    """Lines to print after the tests: measured numbers."""
+    return request.config.stash[REPORT]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what the tests measured."""
+    if config.stash[REPORT]:
+        terminalreporter.section("measured")
+    for line in config.stash[REPORT]:
+        terminalreporter.write_line(line)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the temporary base directory."""
+    BASE.cleanup()
