@@ -25,7 +25,8 @@ import torch
 
 from . import detection
 from .schedule import DEFAULT_SHIFT
-from .weights import dit_keys, umt5_keys, vae_from_diffusers
+from .tokenizer import read_tokenizer
+from .weights import dit_keys, umt5_from_transformers, umt5_keys, vae_from_diffusers
 
 StateDict = dict[str, torch.Tensor]
 
@@ -33,7 +34,6 @@ DIT, TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER = "dit", "text_encoder", "tokenizer
 CONFIG = "config.json"
 WEIGHTS = "*.safetensors"
 INDEX = "*.safetensors.index.json"
-SENTENCEPIECE = "spiece.model"
 
 DIT_SIZES = (
     "in_channels",
@@ -255,9 +255,9 @@ def load_text_encoder(folder: Path, disable_dynamic: bool = False) -> Any:
         ValueError: damaged or missing files, or config and tensors disagree.
     """
     component = folder / TEXT_ENCODER
-    tokenizer = read_tokenizer(folder / TOKENIZER)
+    tokenizer_data = read_tokenizer(folder / TOKENIZER)
     config = read_config(component)
-    weights = read_weights(component)
+    weights = umt5_from_transformers(read_weights(component))
     sizes = text_encoder_sizes(component, config, weights)
 
     target = comfy.supported_models_base.ClipTarget(
@@ -266,7 +266,7 @@ def load_text_encoder(folder: Path, disable_dynamic: bool = False) -> Any:
     )
     clip = comfy.sd.CLIP(
         target,
-        tokenizer_data={"spiece_model": tokenizer},
+        tokenizer_data=tokenizer_data,
         parameters=comfy.utils.calculate_parameters(weights),
         state_dict=[weights],
         model_options={"umt5xxl_model_config": sizes},
@@ -305,18 +305,3 @@ def text_encoder_sizes(component: Path, config: Mapping[str, Any], weights: Stat
         },
     )
     return sizes
-
-
-def read_tokenizer(component: Path) -> torch.Tensor:
-    """The sentencepiece model in `component` as the bytes that ComfyUI's tokenizer takes.
-
-    Raises:
-        ValueError: there is none.
-    """
-    path = component / SENTENCEPIECE
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is missing; UMT5 needs its sentencepiece model. Download the tokenizer/ folder of the model's "
-            f"repository next to text_encoder/."
-        )
-    return torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)

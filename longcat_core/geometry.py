@@ -13,6 +13,29 @@ PATCH_SIZE = (1, 2, 2)
 PIXEL_MULTIPLE = SPATIAL_SCALE * PATCH_SIZE[1]
 
 
+class SizeGrid(NamedTuple):
+    """The sizes `step * n + rest` that are possible, and how to say so."""
+
+    step: int
+    rest: int
+    rule: str
+
+    def holds(self, size: int) -> bool:
+        """Whether a size is possible."""
+        return size >= (self.rest or self.step) and size % self.step == self.rest
+
+    def advice(self, size: int) -> str:
+        """The rule and the possible sizes next to one that is not."""
+        smallest = self.rest or self.step
+        below = (size - self.rest) // self.step * self.step + self.rest
+        near = f"{smallest}" if below < smallest else f"{below} or {below + self.step}"
+        return f"must be {self.rule} (use {near})"
+
+
+PIXEL_GRID = SizeGrid(PIXEL_MULTIPLE, 0, f"a multiple of {PIXEL_MULTIPLE}")
+LENGTH_GRID = SizeGrid(TEMPORAL_SCALE, 1, f"{TEMPORAL_SCALE}n+1")
+
+
 class TokenGrid(NamedTuple):
     """Tokens along time, height and width; flattened in that order, width fastest."""
 
@@ -62,24 +85,17 @@ class PixelShape(NamedTuple):
         Raises:
             ValueError: height or width is not a multiple of 16, or the length is not 4n+1; names the nearest sizes.
         """
-        for name, size in (("width", self.width), ("height", self.height)):
-            if size < PIXEL_MULTIPLE or size % PIXEL_MULTIPLE:
-                raise ValueError(
-                    f"{name} is {size} pixels; LongCat-Video needs a multiple of {PIXEL_MULTIPLE}. "
-                    f"Use {_nearest(size, PIXEL_MULTIPLE, 0)}."
-                )
-        if self.frames < 1 or self.frames % TEMPORAL_SCALE != 1:
+        checks = (
+            ("width", PIXEL_GRID, self.width),
+            ("height", PIXEL_GRID, self.height),
+            ("length", LENGTH_GRID, self.frames),
+        )
+        problems = [f"{name} {grid.advice(size)}" for name, grid, size in checks if not grid.holds(size)]
+        if problems:
             raise ValueError(
-                f"length is {self.frames} frames; LongCat-Video needs 4n+1 frames (1, 5, 9, ... 93). "
-                f"Use {_nearest(self.frames, TEMPORAL_SCALE, 1)}."
+                f"LongCat-Video cannot make {self.width} x {self.height} pixels, {self.frames} frames: "
+                f"{'; '.join(problems)}."
             )
         return LatentShape(
             (self.frames - 1) // TEMPORAL_SCALE + 1, self.height // SPATIAL_SCALE, self.width // SPATIAL_SCALE
         )
-
-
-def _nearest(size: int, multiple: int, remainder: int) -> str:
-    """The valid sizes around `size`, as words."""
-    smallest = remainder or multiple
-    below = (size - remainder) // multiple * multiple + remainder
-    return f"{smallest}" if below < smallest else f"{below} or {below + multiple}"

@@ -51,9 +51,18 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
 
         A conditioning that carries `attention_mask` `[B, N]` is used as it is; one that does not is brought to 512
         tokens, rows of zeros being padding.
+
+        Raises:
+            ValueError: the text was encoded by another text encoder than UMT5-XXL.
         """
         out = super().extra_conds(**kwargs)
         context, mask = kwargs["cross_attn"], kwargs.get("attention_mask")
+        channels = self.model_config.unet_config["caption_channels"]
+        if context.shape[-1] != channels:
+            raise ValueError(
+                f"The prompt was encoded with {context.shape[-1]} channels; this LongCat-Video model needs {channels}. "
+                f"Encode it with the model's own UMT5: CLIP from LongCat Loader, or Load CLIP with type wan."
+            )
         if mask is None:
             context, mask = fixed_length(context)
         out["c_crossattn"] = comfy.conds.CONDRegular(context)

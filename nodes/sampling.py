@@ -32,6 +32,15 @@ def model_sigmas(model: Any, steps: int, mode: schedule.Mode, threshold: float) 
     return schedule.sigmas(mode, steps, shift=float(shift), threshold=threshold)
 
 
+def check_schedule(steps: int, mode: schedule.Mode) -> bool | str:
+    """Node validation: True, or why there is no such schedule."""
+    try:
+        schedule.sigmas(mode, steps)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
 def cfg_zero_hook(args: dict[str, Any]) -> torch.Tensor:
     """ComfyUI post-CFG hook; without an unconditional prediction (cfg 1) there is nothing to rescale."""
     if args["uncond_denoised"] is None:
@@ -78,6 +87,11 @@ class LongCatSigmas(io.ComfyNode):
             ],
             outputs=[io.Sigmas.Output()],
         )
+
+    @classmethod
+    def validate_inputs(cls, steps: int = 1, mode: schedule.Mode = "base") -> bool | str:
+        """Refuse a schedule that does not exist before anything runs."""
+        return check_schedule(steps, mode)
 
     @classmethod
     def execute(
@@ -150,6 +164,11 @@ class LongCatSampler(io.ComfyNode):
             ],
             outputs=[io.Latent.Output()],
         )
+
+    @classmethod
+    def validate_inputs(cls, steps: int = 1, mode: schedule.Mode = "base") -> bool | str:
+        """Refuse a schedule that does not exist before anything runs."""
+        return check_schedule(steps, mode)
 
     @classmethod
     def execute(

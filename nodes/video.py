@@ -20,6 +20,25 @@ def needs_tiles(vae: Any, samples: torch.Tensor) -> bool:
     return required > comfy.model_management.get_total_memory(vae.device)
 
 
+def check_latent(samples: torch.Tensor) -> None:
+    """Refuse what no sampler made.
+
+    Raises:
+        ValueError: the shape is not a video latent's, or every value is zero.
+    """
+    shape = tuple(samples.shape)
+    if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
+        raise ValueError(
+            f"The latent has shape {shape}; a LongCat-Video latent is [batch, {LATENT_CHANNELS}, frames, height, "
+            f"width]. Connect the output of a sampler that started from LongCat Latent."
+        )
+    if not samples.any():
+        raise ValueError(
+            "The latent is empty (all zeros): nothing was sampled. Connect the output of the sampler; if it is "
+            "connected, its sigmas were empty: check steps, denoise and nodes that split sigmas."
+        )
+
+
 class LongCatDecode(io.ComfyNode):
     """VAE, LATENT -> IMAGE."""
 
@@ -50,12 +69,7 @@ class LongCatDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae: Any, latent: dict[str, Any], tiling: str = "auto") -> io.NodeOutput:
         """Decode whole or in tiles."""
-        shape = tuple(latent["samples"].shape)
-        if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
-            raise ValueError(
-                f"The latent has shape {shape}; a LongCat-Video latent is [batch, {LATENT_CHANNELS}, frames, height, "
-                f"width]. Connect the output of a sampler that started from LongCat Latent."
-            )
+        check_latent(latent["samples"])
         if tiling == "always" or needs_tiles(vae, latent["samples"]):
             tiles = (TILE_PIXELS, TILE_OVERLAP_PIXELS, TILE_FRAMES, TILE_OVERLAP_FRAMES)
             return io.NodeOutput(*nodes.VAEDecodeTiled().decode(vae, latent, *tiles))

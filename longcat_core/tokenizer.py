@@ -1,0 +1,55 @@
+"""UMT5's tokenizer from a folder, in either of the two forms that transformers writes.
+
+Older transformers saved the sentencepiece model, which ComfyUI reads itself; since version 5 only `tokenizer.json` is
+saved, which transformers reads. The released folder has both, and the first is used.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import comfy.sd1_clip
+import torch
+import transformers
+
+from .text import TEXT_TOKENS
+
+SENTENCEPIECE = "spiece.model"
+TOKENIZER_JSON = "tokenizer.json"
+FOLDER_KEY = "longcat_tokenizer_folder"
+
+
+class JsonTokenizer(comfy.sd1_clip.SDTokenizer):
+    """ComfyUI's tokenizer interface around `tokenizer.json`, padding to 512 with token 0 as core's UMT5 does."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] = {}):  # noqa: B006 - as core's
+        super().__init__(
+            tokenizer_data[FOLDER_KEY],
+            tokenizer_class=transformers.AutoTokenizer,
+            embedding_directory=embedding_directory,
+            embedding_key="umt5xxl",
+            embedding_size=4096,
+            has_start_token=False,
+            pad_with_end=False,
+            pad_to_max_length=False,
+            pad_token=0,
+            min_length=TEXT_TOKENS,
+            max_length=99999999,
+            tokenizer_data=tokenizer_data,
+        )
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any]:
+    """What `comfy.sd.CLIP` needs as `tokenizer_data` to tokenize with the files in `folder`.
+
+    Raises:
+        ValueError: neither form is there.
+    """
+    if (folder / SENTENCEPIECE).is_file():
+        model = bytearray((folder / SENTENCEPIECE).read_bytes())
+        return {"spiece_model": torch.frombuffer(model, dtype=torch.uint8)}
+    if (folder / TOKENIZER_JSON).is_file():
+        return {"clip_umt5xxl_tokenizer_class": JsonTokenizer, FOLDER_KEY: str(folder)}
+    raise ValueError(
+        f"{folder} has neither {SENTENCEPIECE} nor {TOKENIZER_JSON}; without a tokenizer no prompt can be read. "
+        f"Download the tokenizer/ folder of the model's repository next to text_encoder/."
+    )
