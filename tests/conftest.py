@@ -17,9 +17,8 @@ REPORT = pytest.StashKey[list[str]]()
 BASE = tempfile.TemporaryDirectory(prefix="longcat-tests-")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Set ComfyUI up before any test module is imported: its options count only until its modules load."""
-    config.stash[REPORT] = []
+def set_up_comfyui() -> None:
+    """Choose ComfyUI's options, which count only until its modules are imported, and load the pack."""
     root = os.environ.get("COMFYUI_PATH")
     if not root:
         raise pytest.UsageError("COMFYUI_PATH is not set: run the tests with python3 scripts/test.py")
@@ -42,6 +41,15 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith(f"{package}.longcat_core"):
             sys.modules[name.removeprefix(f"{package}.")] = module
+
+
+# The conftest files below this one import ComfyUI, and pytest imports them before it calls any hook.
+set_up_comfyui()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make room for measured numbers."""
+    config.stash[REPORT] = []
 
 
 @pytest.fixture(scope="session")

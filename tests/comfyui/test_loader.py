@@ -1,0 +1,215 @@
+"""LongCatLoader: what it loads, and what it says about folders that it cannot load."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import pytest
+import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from inprocess import find_node, node
+from safetensors.torch import load_file, save_file
+
+from longcat_core import checkpoint
+
+DIT_FILE = "dit/diffusion_pytorch_model.safetensors"
+PROMPTS = ("a red ball rolls to the right", "", "(a cat:1.5), [slow]  motion", "word " * 700)
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny folder, to damage."""
+    return shutil.copytree(tiny_model, tmp_path / "copy")
+
+
+def rewrite(path: Path, change: Callable[[dict], Any]) -> None:
+    """Change a JSON or safetensors file."""
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+    else:
+        content = load_file(path)
+        change(content)
+        save_file(content, path)
+
+
+def test_loads_all_three_parts(loaded: tuple[Any, Any, Any]) -> None:
+    model, clip, vae = loaded
+    assert type(model.model).__name__ == "LongCatVideoModel"
+    assert "umt5xxl" in clip.tokenize("a cat")
+    assert vae.decode(torch.zeros(1, 16, 2, 4, 4)).shape == (1, 5, 32, 32, 3)
+
+
+def test_weights_arrive_unchanged(tiny_model: Path, loaded: tuple[Any, Any, Any]) -> None:
+    state = loaded[0].model.diffusion_model.state_dict()
+    for name, tensor in load_file(tiny_model / DIT_FILE).items():
+        assert torch.equal(state[name].float(), tensor.float()), name
+
+
+def test_shards_load_like_one_file(tiny_model: Path, folder: Path) -> None:
+    single = load_file(folder / DIT_FILE)
+    (folder / DIT_FILE).unlink()
+    names = sorted(single)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, keys in parts.items():
+        save_file({key: single[key] for key in keys}, folder / "dit" / file)
+    index = {"weight_map": {key: file for file, keys in parts.items() for key in keys}}
+    (folder / "dit" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    sharded = checkpoint.load_dit(folder).model.diffusion_model.state_dict()
+    for name, tensor in checkpoint.load_dit(tiny_model).model.diffusion_model.state_dict().items():
+        assert torch.equal(sharded[name], tensor), name
+
+
+def test_shift_comes_from_the_scheduler_config(folder: Path) -> None:
+    rewrite(folder / "scheduler/scheduler_config.json", lambda c: c.update(shift=7.0))
+    assert checkpoint.load_dit(folder).model.model_sampling.shift == 7.0
+    shutil.rmtree(folder / "scheduler")
+    assert checkpoint.load_dit(folder).model.model_sampling.shift == 12.0
+
+
+def test_text_padding_flag_comes_from_the_config(folder: Path) -> None:
+    assert checkpoint.load_dit(folder).model.diffusion_model.text_tokens_zero_pad is True
+    rewrite(folder / "dit/config.json", lambda c: c.update(text_tokens_zero_pad=False))
+    assert checkpoint.load_dit(folder).model.diffusion_model.text_tokens_zero_pad is False
+
+
+def test_fp8_weights(tiny_model: Path) -> None:
+    model = node("LongCatLoader")(tiny_model.name, "fp8_e4m3fn")[0]
+    assert model.model.diffusion_model.blocks[0].attn.qkv.weight.dtype == torch.float8_e4m3fn
+
+
+def test_copies_for_other_devices_can_be_made(tiny_model: Path) -> None:
+    patcher = checkpoint.load_dit(tiny_model)
+    factory, arguments = patcher.cached_patcher_init
+    fresh = factory(*arguments, disable_dynamic=True)
+    assert fresh.model is not patcher.model
+    assert torch.equal(
+        fresh.model.diffusion_model.x_embedder.proj.weight,
+        load_file(tiny_model / DIT_FILE)["x_embedder.proj.weight"].float(),
+    )
+
+
+@pytest.mark.parametrize("text", PROMPTS)
+def test_tokenizer_json_alone_tokenizes_the_same(tiny_model: Path, folder: Path, text: str) -> None:
+    (folder / "tokenizer/spiece.model").unlink()
+    with_sentencepiece, with_json = (checkpoint.load_text_encoder(f).tokenize(text) for f in (tiny_model, folder))
+    assert with_json == with_sentencepiece
+
+
+def test_folders_are_found_in_extra_model_paths(folder: Path, tiny_model: Path) -> None:
+    folder_paths.add_model_folder_path("longcat", str(folder.parent))
+    options = find_node("LongCatLoader").INPUT_TYPES()["required"]["folder"][1]["options"]
+    assert {"copy", tiny_model.name} <= set(options)
+
+
+def test_unknown_folder_is_refused_at_validation(tiny_model: Path) -> None:
+    said = find_node("LongCatLoader").validate_inputs("LongCat-Video")
+    assert "no model folder 'LongCat-Video'" in said
+    assert tiny_model.name in said
+    assert str(Path(folder_paths.models_dir) / "longcat") in said
+
+
+@pytest.mark.parametrize(("part", "output"), [("text_encoder", 1), ("vae", 2)])
+def test_absent_part_is_an_error_only_where_it_is_used(tiny_model: Path, part: str, output: int) -> None:
+    shutil.copytree(tiny_model, tiny_model.parent / f"without-{part}", ignore=shutil.ignore_patterns(part))
+    outputs = node("LongCatLoader")(f"without-{part}")
+    assert not isinstance(outputs[0], ExecutionBlocker)
+    assert isinstance(outputs[output], ExecutionBlocker)
+    assert f"has no {part}/" in outputs[output].message
+
+
+def wan_checkpoint() -> dict[str, torch.Tensor]:
+    """The tensors by which ComfyUI tells a Wan 2.1 text-to-video model."""
+    shapes = {
+        "head.modulation": (1, 2, 128),
+        "patch_embedding.weight": (128, 16, 1, 2, 2),
+        "blocks.0.ffn.0.weight": (512, 128),
+        "text_embedding.0.weight": (128, 64),
+        "head.head.weight": (64, 128),
+    }
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def replace_all(content: dict, new: dict) -> None:
+    """Swap the content of a file."""
+    content.clear()
+    content.update(new)
+
+
+def truncate(path: Path) -> None:
+    """Cut a file in half, as a broken download does."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+AVATAR = {"audio_proj.proj1.weight": torch.zeros(2), "blocks.0.audio_cross_attn.q_linear.weight": torch.zeros(2)}
+DAMAGE = {
+    "wan": (lambda f: rewrite(f / DIT_FILE, lambda c: replace_all(c, wan_checkpoint())), "a model of type 'wan2.1'"),
+    "avatar": (lambda f: rewrite(f / DIT_FILE, lambda c: c.update(AVATAR)), "holds LongCat-Video-Avatar"),
+    "another model": (lambda f: rewrite(f / DIT_FILE, lambda c: replace_all(c, AVATAR | {})), "LongCat-Video"),
+    "no weights": (lambda f: (f / DIT_FILE).unlink(), "holds no .safetensors file"),
+    "truncated": (lambda f: truncate(f / DIT_FILE), "is damaged or incomplete"),
+    "empty file": (lambda f: (f / DIT_FILE).write_bytes(b""), "is damaged or incomplete"),
+    "not safetensors": (lambda f: (f / DIT_FILE).write_text("<html>404</html>" * 99), "is damaged or incomplete"),
+    "missing tensor": (lambda f: rewrite(f / DIT_FILE, lambda c: c.pop("blocks.1.attn.proj.bias")), "1 missing"),
+    "unknown tensor": (lambda f: rewrite(f / DIT_FILE, lambda c: c.update(extra=torch.zeros(1))), "1 unknown"),
+    "no config": (lambda f: (f / "dit/config.json").unlink(), "config.json is missing"),
+    "broken config": (lambda f: (f / "dit/config.json").write_text("{"), "is not valid JSON"),
+    "config list": (lambda f: (f / "dit/config.json").write_text("[]"), "holds a list instead of an object"),
+    "other config": (
+        lambda f: rewrite(f / "dit/config.json", lambda c: c.update(hidden_size=4096, depth=48)),
+        "hidden_size is 4096 in config.json but 64 in the tensors; depth is 48",
+    ),
+    "no index": (
+        lambda f: shutil.copy(f / DIT_FILE, f / "dit/second.safetensors"),
+        "holds 2 .safetensors files but no",
+    ),
+    "missing shard": (
+        lambda f: (f / "dit/diffusion_pytorch_model.safetensors.index.json").write_text(
+            json.dumps(
+                {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+            )
+        ),
+        "model-00001-of-00002.safetensors, model-00002-of-00002.safetensors missing",
+    ),
+}
+TEXT_DAMAGE = {
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "without a tokenizer no prompt can be read"),
+    "other config": (
+        lambda f: rewrite(f / "text_encoder/config.json", lambda c: c.update(d_model=4096)),
+        "d_model is 4096 in config.json but 32 in the tensors",
+    ),
+    "other kind": (lambda f: (f / "text_encoder/config.json").write_text("{}"), "not the config of a UMT5 encoder"),
+    "fewer layers": (
+        lambda f: rewrite(f / "text_encoder/config.json", lambda c: c.update(num_layers=3)),
+        "missing (for example encoder.block.2",
+    ),
+    "truncated": (lambda f: truncate(f / "text_encoder/model.safetensors"), "is damaged or incomplete"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_network(folder: Path, damage: str) -> None:
+    apply, said = DAMAGE[damage]
+    apply(folder)
+    with pytest.raises(ValueError, match="copy") as error:
+        checkpoint.load_dit(folder)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("damage", TEXT_DAMAGE)
+def test_damaged_text_encoder(folder: Path, damage: str) -> None:
+    apply, said = TEXT_DAMAGE[damage]
+    apply(folder)
+    with pytest.raises(ValueError, match="copy") as error:
+        checkpoint.load_text_encoder(folder)
+    assert said in str(error.value)
+
+
+def test_other_vae(folder: Path) -> None:
+    rewrite(folder / "vae/diffusion_pytorch_model.safetensors", lambda c: c.pop("quant_conv.weight"))
+    with pytest.raises(ValueError, match=r"is not a Wan 2\.1 VAE as diffusers writes it.*quant_conv\.weight"):
+        checkpoint.load_vae(folder)
