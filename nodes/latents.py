@@ -45,7 +45,7 @@ class LongCatLatent(io.ComfyNode):
                     step=TEMPORAL_SCALE,
                     tooltip="Frames at 15 per second, 4n+1. Trained up to 93 (6.2 s).",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Videos made at once."),
+                io.Int.Input("batch_size", default=1, min=1, max=64, optional=True, tooltip="Videos made at once."),
             ],
             outputs=[io.Latent.Output()],
         )

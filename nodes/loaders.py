@@ -50,6 +50,7 @@ class LongCatLoader(io.ComfyNode):
                     "weight_dtype",
                     options=list(WEIGHT_DTYPES),
                     default="default",
+                    optional=True,
                     advanced=True,
                     tooltip="How the network's weights are kept: default = as stored where the device computes in it. "
                     "fp8 halves memory and costs some quality. The text encoder and VAE are not affected.",

@@ -81,6 +81,7 @@ class LongCatSigmas(io.ComfyNode):
                     min=0.01,
                     max=0.99,
                     step=0.01,
+                    optional=True,
                     advanced=True,
                     tooltip="Only for refine: the noise level (0..1) that it starts from; 0.5 in the reference.",
                 ),

@@ -59,6 +59,7 @@ class LongCatDecode(io.ComfyNode):
                     "tiling",
                     options=list(TILING),
                     default="auto",
+                    optional=True,
                     advanced=True,
                     tooltip="always: tiles of 512 pixels and 64 frames; slower, least memory.",
                 ),

@@ -70,6 +70,10 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     shutil.copytree(FAULT_PACK, base / "custom_nodes" / FAULT_PACK.name)
     host = Host(comfyui=COMFYUI, python=Path(sys.executable))
     with running_server(
-        host, base, PACK, ("--whitelist-custom-nodes", "longcat-video", FAULT_PACK.name), cpu=True
+        host,
+        base,
+        PACK,
+        ("--whitelist-custom-nodes", "longcat-video", FAULT_PACK.name, "--preview-method", "latent2rgb"),
+        cpu=True,
     ) as c:
         yield c
