@@ -272,3 +272,15 @@ def test_tiled_decode_has_the_same_frames(loaded: Loaded) -> None:
     whole, tiled = (node("LongCatDecode")(loaded[2], latent, tiling)[0] for tiling in ("auto", "always"))
     assert whole.shape == (2 * 9, 64, 96, 3)
     torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)
+
+
+def test_lora_in_the_ordinary_format(loaded: Loaded, prompts: Prompts, empty_latent: dict) -> None:
+    """Core's LoRA loading finds the network's layers by their names; merging is core's."""
+    layer, generator = "diffusion_model.blocks.0.attn.qkv", torch.Generator().manual_seed(0)
+    down, up = torch.randn(4, 64, generator=generator), torch.randn(192, 4, generator=generator)
+    lora = {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}
+    plain = sample(loaded[0], prompts, empty_latent)
+    for strength, same in ((1.0, False), (0.0, True)):
+        patched, _ = comfy.sd.load_lora_for_models(loaded[0], None, lora, strength, 0)
+        assert torch.allclose(sample(patched, prompts, empty_latent), plain) is same
+    assert torch.equal(sample(loaded[0], prompts, empty_latent), plain)
