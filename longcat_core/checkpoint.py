@@ -47,7 +47,7 @@ DIT_SIZES = (
     "patch_size",
 )
 TEXT_SIZES = ("d_ff", "d_kv", "d_model", "num_heads", "num_layers", "vocab_size")
-DOWNLOAD_HINT = "Download it again from the model's repository (the file sizes are shown there)."
+DOWNLOAD_HINT = "Download it again, for example from meituan-longcat/LongCat-Video, and compare the file sizes."
 
 
 def find_model_folders(roots: Iterable[str]) -> dict[str, Path]:

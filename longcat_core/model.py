@@ -65,7 +65,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def gated_residual(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
     """`x + gate * branch` in fp32 with one gate per latent frame; shapes as in `modulate`."""
-    return torch.addcmul(per_frame(x, gate).float(), gate, per_frame(branch, gate).float()).view(x.shape).to(x.dtype)
+    return torch.addcmul(per_frame(x, gate), gate, per_frame(branch, gate)).view(x.shape).to(x.dtype)
 
 
 def per_frame(x: Tensor, frames: Tensor) -> Tensor:

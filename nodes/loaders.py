@@ -52,8 +52,8 @@ class LongCatLoader(io.ComfyNode):
                     default="default",
                     optional=True,
                     advanced=True,
-                    tooltip="How the network's weights are kept: default = as stored where the device computes in it. "
-                    "fp8 halves memory and costs some quality. The text encoder and VAE are not affected.",
+                    tooltip="How the network's weights are kept: default = bf16 where the device computes in it, else "
+                    "fp32. fp8 halves memory and costs some quality. The text encoder and VAE are not affected.",
                 ),
             ],
             outputs=[

@@ -184,6 +184,11 @@ class LongCatSampler(io.ComfyNode):
         mode: schedule.Mode,
     ) -> io.NodeOutput:
         """Hand everything to core's SamplerCustom."""
+        if mode == "refine" and not latent["samples"].any():
+            raise ValueError(
+                "Mode refine starts from a video, but the latent is empty (all zeros). Connect the latent of an "
+                "upscaled video, or choose mode base."
+            )
         sigmas = model_sigmas(model, steps, mode, schedule.DEFAULT_REFINE_THRESHOLD)
         euler = comfy.samplers.sampler_object("euler")
         sampled = SamplerCustom.execute(

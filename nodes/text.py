@@ -35,8 +35,14 @@ class LongCatTextEncode(io.ComfyNode):
             display_name="LongCat Text Encode",
             category="model/conditioning/longcat",
             description="Encodes a prompt exactly as LongCat-Video was trained: mojibake and HTML entities repaired, "
-            "white space collapsed, at most 512 tokens. Brackets are plain text, not prompt weights.",
-            search_aliases=["longcat prompt", "longcat video prompt", "umt5 encode", "negative prompt longcat"],
+            "white space collapsed, at most 512 tokens. (round brackets:1.2) are plain text, not prompt weights.",
+            search_aliases=[
+                "longcat prompt",
+                "text to video",
+                "longcat video prompt",
+                "umt5 encode",
+                "negative prompt longcat",
+            ],
             inputs=[
                 io.Clip.Input("clip", tooltip="UMT5-XXL, from LongCat Loader or Load CLIP with type wan."),
                 io.String.Input(

@@ -32,11 +32,18 @@ def inputs(dtype: torch.dtype = torch.float32, size: tuple[int, int] = (8, 12)) 
     return {"x": x.to(dtype), "timestep": torch.tensor([700.0]), "context": context.to(dtype)}
 
 
-@pytest.mark.parametrize("operations", ["disable_weight_init", "manual_cast"])
+OPERATIONS = {
+    "disable_weight_init": comfy.ops.disable_weight_init,
+    "manual_cast": comfy.ops.manual_cast,
+    "mixed_precision": comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("operations", OPERATIONS)
 @torch.no_grad()
 def test_fp32_islands_in_a_bf16_model(operations: str) -> None:
-    """The numbers of these two runs are checked against the original in tests/parity."""
-    network = build_network(CASE.config, CASE.state, torch.bfloat16, getattr(comfy.ops, operations))
+    """The numbers of the first two are checked against the original in tests/parity."""
+    network = build_network(CASE.config, CASE.state, torch.bfloat16, OPERATIONS[operations])
     seen: dict[str, set] = {}
 
     def watch(name: str) -> Any:

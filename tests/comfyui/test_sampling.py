@@ -261,6 +261,11 @@ def test_decode_refuses_what_no_sampler_made(loaded: Loaded, empty_latent: dict)
         node("LongCatDecode")(loaded[2], {"samples": torch.ones(1, 4, 8, 8)})
 
 
+def test_refine_refuses_an_empty_latent(loaded: Loaded, prompts: Prompts, empty_latent: dict) -> None:
+    with pytest.raises(ValueError, match="Mode refine starts from a video"):
+        node("LongCatSampler")(loaded[0], *prompts, empty_latent, 7, 8, 1.0, "refine")
+
+
 def test_empty_sigmas_end_in_a_sentence(loaded: Loaded, prompts: Prompts, empty_latent: dict) -> None:
     untouched = sample(loaded[0], prompts, empty_latent, denoise=0.0)
     with pytest.raises(ValueError, match="its sigmas were empty"):
