@@ -1,0 +1,101 @@
+"""Check and test the pack in a real ComfyUI: ruff, mypy, then all of pytest.
+
+Arguments go to pytest, as in ``python3 scripts/test.py -k parity`` or ``... tests/unit -x``. A skipped test is a
+failure, unless its reason starts with "needs hardware:". The last line counts everything.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # an embedded Python does not do it
+from host import PACK, TEST_REQUIREMENTS, Host, ensure_host, requirements, run_command, run_in_host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HARDWARE = "needs hardware:"
+TYPED = ("__init__.py", "nodes", "longcat_core", "scripts")
+# The pack's folder must not be on sys.path: its nodes/ would hide ComfyUI's nodes.py.
+PYTEST = "import sys; sys.path = [path for path in sys.path if path]; import pytest; sys.exit(pytest.main())"
+
+
+def main() -> int:
+    """Run everything, also after a failure, and count."""
+    arguments = sys.argv[1:]
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
+    host = ensure_host(packages=requirements(TEST_REQUIREMENTS))
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        failed = [*_failed_checks(host, scratch)]
+        report = scratch / "report.xml"
+        status = _run_pytest(host, [argument for argument in arguments if argument != "--"], report)
+        passed, failures, accepted, refused = _counts(report) if report.is_file() else (0, 0, 0, [])
+    if status and not failures:
+        failed.append(f"pytest (status {status})")
+    for reason in refused:
+        print(f'skipped without "{HARDWARE}": {reason}')
+    for check in failed:
+        print(f"failed: {check}")
+    failures += len(refused) + len(failed)
+    print(f"{passed} passed, {failures} failed" + (f", {accepted} need other hardware" if accepted else ""))
+    return 1 if failures else 0
+
+
+def _failed_checks(host: Host, scratch: Path) -> Iterator[str]:
+    print("== ruff", flush=True)
+    if run_in_host(host, ["-m", "ruff", "check"], cwd=PACK):
+        yield "ruff"
+    print("== mypy", flush=True)
+    # Type checking needs the pack as a package, and a clone's folder may have any name, such as longcat-video.
+    package = scratch / "longcat_video"
+    for name in TYPED:
+        source = PACK / name
+        if source.is_dir():
+            shutil.copytree(source, package / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            package.mkdir()
+            shutil.copy(source, package)
+    if run_in_host(host, ["-m", "mypy", "--config-file", PACK / "pyproject.toml", package], cwd=scratch):
+        yield "mypy"
+
+
+def _run_pytest(host: Host, arguments: list[str], report: Path) -> int:
+    print("== pytest", flush=True)
+    paths = [] if any(argument.startswith("tests") for argument in arguments) else ["tests"]
+    options = ["-c", PACK / "tests" / "pytest.ini", f"--junitxml={report}"]
+    return run_in_host(host, ["-c", PYTEST, *options, *arguments, *paths], cwd=PACK)
+
+
+def _counts(report: Path) -> tuple[int, int, int, list[str]]:
+    """Read a JUnit report: passed, failed, skipped for want of hardware, and the other skips with their reasons."""
+    passed = failures = accepted = 0
+    refused = []
+    for case in ElementTree.parse(report).iter("testcase"):
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            failures += 1
+        elif skip is None or skip.get("type") == "pytest.xfail":
+            passed += 1
+        elif _reason(skip).startswith(HARDWARE):
+            accepted += 1
+        else:
+            refused.append(f"{case.get('classname')} {case.get('name')}: {_reason(skip)}")
+    return passed, failures, accepted, refused
+
+
+def _reason(skip: ElementTree.Element) -> str:
+    message = skip.get("message", "")
+    # A whole module that skips itself has its reason in the text, as (file, line, 'Skipped: reason').
+    return (skip.text or "").partition("Skipped: ")[2].rstrip("\"')") if message == "collection skipped" else message
+
+
+if __name__ == "__main__":
+    run_command(main)
