@@ -26,7 +26,7 @@ import torch
 from . import detection
 from .schedule import DEFAULT_SHIFT
 from .tokenizer import read_tokenizer
-from .weights import dit_keys, umt5_from_transformers, umt5_keys, vae_from_diffusers
+from .weights import dit_keys, umt5_from_transformers, umt5_keys, vae_from_diffusers, wrong_names
 
 StateDict = dict[str, torch.Tensor]
 
@@ -160,15 +160,10 @@ def check_names(component: Path, names: Iterable[str], expected: frozenset[str])
     """
     names = set(names)
     layers = {name.rpartition(".")[0] for name in expected}
-    missing = sorted(expected - names)
-    surplus = sorted(name for name in names - expected if name.rpartition(".")[0] not in layers)
-    if missing or surplus:
-        parts = [
-            f"{len(wrong)} {what} (for example {', '.join(wrong[:3])})"
-            for what, wrong in (("missing", missing), ("unknown", surplus))
-            if wrong
-        ]
-        raise ValueError(f"{component}: of {len(expected)} expected tensors {' and '.join(parts)}. {DOWNLOAD_HINT}")
+    unknown = {name for name in names - expected if name.rpartition(".")[0] not in layers}
+    wrong = wrong_names(expected - names, unknown)
+    if wrong:
+        raise ValueError(f"{component}: of {len(expected)} expected tensors {wrong}. {DOWNLOAD_HINT}")
 
 
 def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_dynamic: bool = False) -> Any:
@@ -229,14 +224,17 @@ def load_vae(folder: Path) -> Any:
     """The VAE in `folder/vae` as a ComfyUI VAE.
 
     Raises:
-        ValueError: damaged or missing files, or not a Wan 2.1 VAE.
+        ValueError: damaged or missing files, not a Wan 2.1 VAE, or config and tensors disagree.
     """
     component = folder / VAE
+    config = read_config(component)
     weights = read_weights(component)
     try:
         weights = vae_from_diffusers(weights)
     except ValueError as error:
         raise ValueError(f"{component} is not a Wan 2.1 VAE as diffusers writes it: {error}") from error
+    sizes = {"base_dim": weights["decoder.head.0.gamma"].shape[0], "z_dim": weights["conv2.weight"].shape[0]}
+    check_sizes(component, config, sizes)
     vae = comfy.sd.VAE(sd=weights)
     vae.throw_exception_if_invalid()
     vae.patcher.cached_patcher_init = (vae_patcher, (folder,))

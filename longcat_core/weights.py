@@ -5,7 +5,7 @@ the original Wan 2.1 release and of T5. Only names differ: no tensor is reshaped
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import NamedTuple
 
 import torch
@@ -104,16 +104,20 @@ WAN_NAME = {f"{m.diffusers}.{p}": f"{m.wan}.{p}" for m in VAE_MODULES for p in m
 DIFFUSERS_NAME = {wan: diffusers for diffusers, wan in WAN_NAME.items()}
 
 
+def wrong_names(missing: Set[str], unknown: Set[str]) -> str:
+    """How many tensors are missing and unknown, with examples, as words; empty if none are."""
+    return " and ".join(
+        f"{len(names)} {problem} (for example {', '.join(sorted(names)[:3])})"
+        for problem, names in (("missing", missing), ("unknown", unknown))
+        if names
+    )
+
+
 def _rename(what: str, state_dict: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> StateDict:
-    missing, unknown = sorted(names.keys() - state_dict.keys()), sorted(state_dict.keys() - names.keys())
-    if missing or unknown:
-        complaints = (
-            f"{len(wrong)} {problem} (for example {', '.join(wrong[:3])})"
-            for problem, wrong in (("missing", missing), ("unknown", unknown))
-            if wrong
-        )
+    wrong = wrong_names(names.keys() - state_dict.keys(), state_dict.keys() - names.keys())
+    if wrong:
         raise ValueError(
-            f"{what} has {len(state_dict)} tensors where exactly {len(names)} are needed: {' and '.join(complaints)}. "
+            f"{what} has {len(state_dict)} tensors where exactly {len(names)} are needed: {wrong}. "
             "Check that the file is complete and of this model."
         )
     return {names[name]: tensor for name, tensor in state_dict.items()}

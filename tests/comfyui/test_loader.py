@@ -209,6 +209,12 @@ def test_damaged_text_encoder(folder: Path, damage: str) -> None:
     assert said in str(error.value)
 
 
+def test_vae_config_of_another_model(folder: Path) -> None:
+    rewrite(folder / "vae/config.json", lambda c: c.update(base_dim=96))
+    with pytest.raises(ValueError, match=r"base_dim is 96 in config\.json but 4 in the tensors"):
+        checkpoint.load_vae(folder)
+
+
 def test_other_vae(folder: Path) -> None:
     rewrite(folder / "vae/diffusion_pytorch_model.safetensors", lambda c: c.pop("quant_conv.weight"))
     with pytest.raises(ValueError, match=r"is not a Wan 2\.1 VAE as diffusers writes it.*quant_conv\.weight"):
