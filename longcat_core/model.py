@@ -244,12 +244,12 @@ class Block(nn.Module):
     ) -> Tensor:
         """Tokens `[B, N, C]`, text `[B, M, C]`, fp32 timestep embedding `[B, T, adaln_dim]` to tokens `[B, N, C]`."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(t_emb)
-        h = self.attn(modulate(x, shift_msa, scale_msa), rope_freqs, num_cond_tokens, transformer_options)
-        x = gated_residual(x, gate_msa, h)
+        h = modulate(x, shift_msa, scale_msa)
+        x = gated_residual(x, gate_msa, self.attn(h, rope_freqs, num_cond_tokens, transformer_options))
         noise = x[:, num_cond_tokens:]
         noise += self.cross_attn(self.pre_crs_attn_norm(noise), context, transformer_options)
-        h = self.ffn(modulate(x, shift_mlp, scale_mlp))
-        return gated_residual(x, gate_mlp, h)
+        h = modulate(x, shift_mlp, scale_mlp)
+        return gated_residual(x, gate_mlp, self.ffn(h))
 
 
 class FinalLayer(nn.Module):

@@ -11,7 +11,7 @@ from adapter import build_network
 from goldens import cases, load
 from torch import Tensor
 
-from longcat_core.model import LongCatVideoTransformer
+from longcat_core.model import LongCatVideoTransformer, gated_residual, modulate
 from longcat_core.model_base import leading_clean_frames, leading_window_frames
 
 CASE = cases("dit_t2v")[2]
@@ -53,6 +53,30 @@ def test_fp32_islands_in_a_bf16_model(operations: str) -> None:
         network.get_submodule(name).register_forward_hook(watch(name))
     assert network(**inputs(torch.bfloat16)).dtype == torch.float32
     assert seen == {name: {torch.float32} for name in ISLANDS} | {name: {torch.bfloat16} for name in REST}
+
+
+def rounded_differently(found: Tensor, expected: Tensor) -> float:
+    """Share of bf16 values that differ; fp32 arithmetic in another order flips a few in a thousand."""
+    assert found.dtype == torch.bfloat16
+    return (found != expected.bfloat16()).float().mean().item()
+
+
+def test_modulation_and_gates_round_only_at_the_end() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, branch = (torch.randn(2, 24, 64, generator=generator).bfloat16() for _ in range(2))
+    shift, scale = (torch.randn(2, 3, 1, 64, generator=generator) for _ in range(2))
+    frames = x.float().view(2, 3, 8, 64)
+    normed = torch.nn.functional.layer_norm(frames, (64,), eps=1e-6)
+    assert rounded_differently(modulate(x, shift, scale), (normed * (1 + scale) + shift).view(x.shape)) < 0.01
+    expected = (frames + scale * branch.float().view(frames.shape)).view(x.shape)
+    assert rounded_differently(gated_residual(x, scale, branch), expected) < 0.01
+
+
+@torch.no_grad()
+def test_final_layer_does_not_round() -> None:
+    network = build_network(CASE.config, CASE.state, torch.bfloat16, comfy.ops.disable_weight_init)
+    x, t_emb = torch.randn(1, 12, 128).bfloat16(), torch.randn(1, 3, 64)
+    assert torch.equal(network.final_layer(x, t_emb), network.final_layer(x.float(), t_emb))
 
 
 @torch.no_grad()
