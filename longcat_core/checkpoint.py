@@ -9,7 +9,6 @@
 Everything is checked before a model is built, so that a wrong or damaged file ends in one sentence.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,15 @@ import comfy.supported_models_base
 import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
 import comfy.utils
-import safetensors
-import torch
 
 from . import detection
+from .files import CONFIG, check_names, check_sizes, read_json, read_weights, setting
+from .model import MLP_RATIO, ffn_hidden_size
 from .schedule import DEFAULT_SHIFT
 from .tokenizer import read_tokenizer
-from .weights import dit_keys, umt5_from_transformers, umt5_keys, vae_from_diffusers, wrong_names
-
-StateDict = dict[str, torch.Tensor]
+from .weights import StateDict, dit_keys, umt5_from_transformers, umt5_keys, vae_from_diffusers
 
 DIT, TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER = "dit", "text_encoder", "tokenizer", "vae", "scheduler"
-CONFIG = "config.json"
-WEIGHTS = "*.safetensors"
-INDEX = "*.safetensors.index.json"
-
 DIT_SIZES = (
     "in_channels",
     "out_channels",
@@ -45,9 +38,9 @@ DIT_SIZES = (
     "adaln_tembed_dim",
     "frequency_embedding_size",
     "patch_size",
+    "ffn_hidden_size",
 )
 TEXT_SIZES = ("d_ff", "d_kv", "d_model", "num_heads", "num_layers", "vocab_size")
-DOWNLOAD_HINT = "Download it again, for example from meituan-longcat/LongCat-Video, and compare the file sizes."
 
 
 def find_model_folders(roots: Iterable[str]) -> dict[str, Path]:
@@ -59,111 +52,6 @@ def find_model_folders(roots: Iterable[str]) -> dict[str, Path]:
             if (folder / DIT).is_dir():
                 found.setdefault(folder.name, folder)
     return found
-
-
-def read_config(component: Path) -> dict[str, Any]:
-    """The `config.json` of a component.
-
-    Raises:
-        ValueError: the file is missing or is not JSON.
-    """
-    return read_json(component / CONFIG)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: the file is missing or is not a JSON object.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing. {DOWNLOAD_HINT}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). {DOWNLOAD_HINT}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} instead of an object. {DOWNLOAD_HINT}")
-    return content
-
-
-def weight_files(component: Path) -> list[Path]:
-    """The safetensors files of a component: the shards that its index names, or its only file.
-
-    Raises:
-        ValueError: no file, a shard is missing, or several files without an index.
-    """
-    files = sorted(component.glob(WEIGHTS))
-    indices = sorted(component.glob(INDEX))
-    if not indices:
-        if not files:
-            raise ValueError(f"{component} holds no .safetensors file. {DOWNLOAD_HINT}")
-        if len(files) > 1:
-            raise ValueError(
-                f"{component} holds {len(files)} .safetensors files but no {INDEX} that lists them. {DOWNLOAD_HINT}"
-            )
-        return files
-    names = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))
-    missing = [name for name in names if not (component / name).is_file()]
-    if missing or not names:
-        what = f"{', '.join(missing)} missing" if missing else "no files listed"
-        raise ValueError(f"{indices[0]} lists {len(names)} files, {what}. {DOWNLOAD_HINT}")
-    return [component / name for name in names]
-
-
-def read_weights(component: Path) -> StateDict:
-    """All tensors of a component.
-
-    Raises:
-        ValueError: as `weight_files`, or a file is truncated or is not safetensors.
-    """
-    weights: StateDict = {}
-    for path in weight_files(component):
-        try:
-            with safetensors.safe_open(str(path), framework="pt"):
-                pass
-        except safetensors.SafetensorError as error:
-            raise ValueError(
-                f"{path} is damaged or incomplete: {error} ({path.stat().st_size:,} bytes). {DOWNLOAD_HINT}"
-            ) from error
-        weights |= comfy.utils.load_torch_file(str(path), safe_load=True)
-    return weights
-
-
-def check_sizes(component: Path, config: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
-    """Compare the sizes that a config names with those of the tensors.
-
-    Raises:
-        ValueError: they disagree; lists each size.
-    """
-
-    def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else value
-
-    wrong = [
-        f"{name} is {config[name]} in {CONFIG} but {plain(size)} in the tensors"
-        for name, size in actual.items()
-        if name in config and config[name] != plain(size)
-    ]
-    if wrong:
-        raise ValueError(
-            f"{component}: {'; '.join(wrong)}. {CONFIG} and weights are of different models: "
-            f"download both from the same repository."
-        )
-
-
-def check_names(component: Path, names: Iterable[str], expected: frozenset[str]) -> None:
-    """Compare tensor names; further tensors of a known layer (quantisation scales) are fine.
-
-    Raises:
-        ValueError: names are missing or do not belong to the model; gives examples of both.
-    """
-    names = set(names)
-    layers = {name.rpartition(".")[0] for name in expected}
-    unknown = {name for name in names - expected if name.rpartition(".")[0] not in layers}
-    wrong = wrong_names(expected - names, unknown)
-    if wrong:
-        raise ValueError(f"{component}: of {len(expected)} expected tensors {wrong}. {DOWNLOAD_HINT}")
 
 
 def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_dynamic: bool = False) -> Any:
@@ -178,17 +66,20 @@ def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_
         ValueError: damaged or missing files, a model other than LongCat-Video, config and tensors disagree.
     """
     component = folder / DIT
-    config = read_config(component)
+    config = read_json(component / CONFIG)
+    zero_pad = setting(component / CONFIG, config, "text_tokens_zero_pad", bool, "true or false", True)
+    shift = read_shift(folder)
     weights = read_weights(component)
     sizes = detect_dit(component, weights)
-    check_sizes(component, config, {name: sizes[name] for name in DIT_SIZES})
+    named = {**config, "ffn_hidden_size": ffn_hidden_size(sizes["hidden_size"], config.get("mlp_ratio", MLP_RATIO))}
+    check_sizes(component, named, {name: sizes[name] for name in DIT_SIZES})
     check_names(component, weights, dit_keys(sizes["depth"]))
 
     patcher = comfy.sd.load_diffusion_model_state_dict(
         weights, model_options=model_options or {}, disable_dynamic=disable_dynamic
     )
-    patcher.model.diffusion_model.text_tokens_zero_pad = config.get("text_tokens_zero_pad", True)
-    patcher.model.model_sampling.set_parameters(shift=read_shift(folder), multiplier=1000)
+    patcher.model.diffusion_model.text_tokens_zero_pad = zero_pad
+    patcher.model.model_sampling.set_parameters(shift=shift, multiplier=1000)
     patcher.cached_patcher_init = (load_dit, (folder, model_options))
     return patcher
 
@@ -215,9 +106,18 @@ def detect_dit(component: Path, weights: StateDict) -> dict[str, Any]:
 
 
 def read_shift(folder: Path) -> float:
-    """Shift of the noise schedule in `folder/scheduler`, 12 if there is none."""
+    """Shift of the noise schedule in `folder/scheduler`, 12 if there is none.
+
+    Raises:
+        ValueError: it is not a number above 0.
+    """
     path = folder / SCHEDULER / "scheduler_config.json"
-    return float(read_json(path).get("shift", DEFAULT_SHIFT)) if path.is_file() else DEFAULT_SHIFT
+    if not path.is_file():
+        return DEFAULT_SHIFT
+    shift = setting(path, read_json(path), "shift", int | float, "a number", DEFAULT_SHIFT)
+    if shift <= 0:
+        raise ValueError(f"{path}: shift is {shift}; it must be above 0 (LongCat-Video has {DEFAULT_SHIFT:g}).")
+    return float(shift)
 
 
 def load_vae(folder: Path) -> Any:
@@ -227,7 +127,7 @@ def load_vae(folder: Path) -> Any:
         ValueError: damaged or missing files, not a Wan 2.1 VAE, or config and tensors disagree.
     """
     component = folder / VAE
-    config = read_config(component)
+    config = read_json(component / CONFIG)
     weights = read_weights(component)
     try:
         weights = vae_from_diffusers(weights)
@@ -254,7 +154,7 @@ def load_text_encoder(folder: Path, disable_dynamic: bool = False) -> Any:
     """
     component = folder / TEXT_ENCODER
     tokenizer_data = read_tokenizer(folder / TOKENIZER)
-    config = read_config(component)
+    config = read_json(component / CONFIG)
     weights = umt5_from_transformers(read_weights(component))
     sizes = text_encoder_sizes(component, config, weights)
 
@@ -285,9 +185,9 @@ def text_encoder_sizes(component: Path, config: Mapping[str, Any], weights: Stat
     Raises:
         ValueError: the config lacks a size, tensors are missing or unknown, or the two disagree.
     """
-    absent = [name for name in TEXT_SIZES if name not in config]
+    absent = [name for name in TEXT_SIZES if not isinstance(config.get(name), int)]
     if absent:
-        raise ValueError(f"{component / CONFIG} lacks {', '.join(absent)}: it is not the config of a UMT5 encoder.")
+        raise ValueError(f"{component / CONFIG} has no whole number as {', '.join(absent)}; a UMT5 encoder's has.")
     sizes = {name: config[name] for name in TEXT_SIZES}
     check_names(component, weights, umt5_keys(sizes["num_layers"]))
     first = "encoder.block.0.layer"

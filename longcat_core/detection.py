@@ -122,18 +122,25 @@ def core_then_longcat(core_detect: Detector) -> Detector:
     return detect_unet_config
 
 
-def longcat_scheduler(model_sampling: Any, steps: int) -> torch.Tensor:
-    """The base schedule with the model's own shift, for KSampler and BasicScheduler.
+def flow_shift(model_sampling: Any) -> float:
+    """Shift of a model's schedule.
 
     Raises:
-        ValueError: the model is not a flow model with a shift.
+        ValueError: the model is not a flow model with a linear shift.
     """
     if not isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscreteFlow):
+        # Core derives a nameless class from the kind of schedule.
+        kind = next((c.__name__ for c in type(model_sampling).__mro__[1:] if c is not object), "something else")
         raise ValueError(
-            f"The scheduler '{SCHEDULER}' was chosen for a model that samples with {type(model_sampling).__name__}. "
-            f"It needs a flow model with a shift, such as LongCat-Video: choose another scheduler."
+            f"LongCat-Video's schedules were chosen for a model that samples with {kind}, "
+            f"which has no such shift. Connect a LongCat-Video model, or choose another scheduler."
         )
-    return schedule.sigmas("base", steps, shift=float(model_sampling.shift))
+    return float(model_sampling.shift)
+
+
+def longcat_scheduler(model_sampling: Any, steps: int) -> torch.Tensor:
+    """The base schedule with the model's own shift, for KSampler and BasicScheduler."""
+    return schedule.sigmas("base", steps, shift=flow_shift(model_sampling))
 
 
 def register() -> None:

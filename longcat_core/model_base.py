@@ -53,7 +53,7 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         tokens, rows of zeros being padding.
 
         Raises:
-            ValueError: the text was encoded by another text encoder than UMT5-XXL.
+            ValueError: the text is not of the model's own text encoder, or its mask is of another length.
         """
         out = super().extra_conds(**kwargs)
         context, mask = kwargs["cross_attn"], kwargs.get("attention_mask")
@@ -65,6 +65,11 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
             )
         if mask is None:
             context, mask = fixed_length(context)
+        elif mask.shape[-1] != context.shape[1]:
+            raise ValueError(
+                f"The conditioning has {context.shape[1]} text tokens but an attention_mask of {mask.shape[-1]}: "
+                f"they must be of one length. Leave the mask out if rows of zeros are the padding."
+            )
         out["c_crossattn"] = comfy.conds.CONDRegular(context)
         out["context_mask"] = comfy.conds.CONDRegular(mask)
         # The sampler's inpainting asks for the masked latent without passing the mask: remember it for this run.

@@ -1,6 +1,7 @@
 """What happens to a prompt before and after UMT5: the reference's cleaning, and its fixed 512 tokens."""
 
 import html
+import logging
 import re
 
 import ftfy
@@ -23,5 +24,13 @@ def fixed_length(context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         context `[B, 512, C]` and its mask `[B, 512]`, 1 = real token.
     """
+    real = (context != 0).any(dim=-1)
+    if context.shape[1] > TEXT_TOKENS:
+        # Several encodings in a row (ConditioningConcat) have padding between them: cut that first.
+        order = torch.argsort(real, dim=1, descending=True, stable=True)
+        context = context.gather(1, order.unsqueeze(-1).expand_as(context))
+        longest = int(real.sum(dim=1).max())
+        if longest > TEXT_TOKENS:
+            logging.warning("LongCat-Video reads %d text tokens; the last of %d are cut.", TEXT_TOKENS, longest)
     context = torch.nn.functional.pad(context, (0, 0, 0, TEXT_TOKENS - context.shape[1]))
     return context, (context != 0).any(dim=-1).to(context.dtype)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import comfy.sd1_clip
+import sentencepiece
 import torch
 import transformers
 
+from .files import DOWNLOAD_HINT, read_json
 from .text import TEXT_TOKENS
 
 SENTENCEPIECE = "spiece.model"
@@ -42,12 +44,17 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     """What `comfy.sd.CLIP` needs as `tokenizer_data` to tokenize with the files in `folder`.
 
     Raises:
-        ValueError: neither form is there.
+        ValueError: neither form is there, or it cannot be read.
     """
     if (folder / SENTENCEPIECE).is_file():
-        model = bytearray((folder / SENTENCEPIECE).read_bytes())
-        return {"spiece_model": torch.frombuffer(model, dtype=torch.uint8)}
+        model = (folder / SENTENCEPIECE).read_bytes()
+        try:
+            sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(f"{folder / SENTENCEPIECE} is not a sentencepiece model. {DOWNLOAD_HINT}") from error
+        return {"spiece_model": torch.frombuffer(bytearray(model), dtype=torch.uint8)}
     if (folder / TOKENIZER_JSON).is_file():
+        read_json(folder / TOKENIZER_JSON)
         return {"clip_umt5xxl_tokenizer_class": JsonTokenizer, FOLDER_KEY: str(folder)}
     raise ValueError(
         f"{folder} has neither {SENTENCEPIECE} nor {TOKENIZER_JSON}; without a tokenizer no prompt can be read. "

@@ -5,7 +5,20 @@ import nodes
 import torch
 from comfy_api.latest import io
 
-from ..longcat_core.geometry import LATENT_CHANNELS, PIXEL_MULTIPLE, SPATIAL_SCALE, TEMPORAL_SCALE, PixelShape
+from ..longcat_core.geometry import (
+    LATENT_CHANNELS,
+    PIXEL_MULTIPLE,
+    SPATIAL_SCALE,
+    TEMPORAL_SCALE,
+    LatentShape,
+    PixelShape,
+)
+from .validation import check_inputs
+
+
+def video_shape(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, length: int = 1) -> LatentShape:
+    """Latent shape of a video in pixels and frames; raises ValueError as `PixelShape.latent`."""
+    return PixelShape(length, height, width).latent()
 
 
 class LongCatLatent(io.ComfyNode):
@@ -51,18 +64,16 @@ class LongCatLatent(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int = 832, height: int = 480, length: int = 93) -> bool | str:
+    def validate_inputs(
+        cls, width: int | None = None, height: int | None = None, length: int | None = None
+    ) -> bool | str:
         """Refuse sizes off the model's grid before anything runs."""
-        try:
-            PixelShape(length, height, width).latent()
-        except ValueError as error:
-            return str(error)
-        return True
+        return check_inputs(cls, video_shape, width=width, height=height, length=length)
 
     @classmethod
     def execute(cls, width: int, height: int, length: int, batch_size: int = 1) -> io.NodeOutput:
         """Zeros, which ComfyUI's samplers take for "nothing given"."""
-        shape = PixelShape(length, height, width).latent()
+        shape = video_shape(width, height, length)
         device = comfy.model_management.intermediate_device()
         samples = torch.zeros([batch_size, LATENT_CHANNELS, *shape], device=device)
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": SPATIAL_SCALE})

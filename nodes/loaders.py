@@ -7,9 +7,9 @@ from typing import Any
 import folder_paths
 import torch
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..longcat_core import checkpoint
+from .validation import check_inputs
 
 MODELS_FOLDER = "longcat"
 WEIGHT_DTYPES = {
@@ -23,6 +23,22 @@ WEIGHT_DTYPES = {
 def model_folders() -> dict[str, Path]:
     """Model folders by name, from `models/longcat` and the `longcat` entries of extra_model_paths."""
     return checkpoint.find_model_folders(folder_paths.get_folder_paths(MODELS_FOLDER))
+
+
+def model_folder(folder: str) -> Path:
+    """The model folder of a name.
+
+    Raises:
+        ValueError: there is none; says which there are, and where they are looked for.
+    """
+    found = model_folders()
+    if folder in found:
+        return found[folder]
+    roots = " or ".join(folder_paths.get_folder_paths(MODELS_FOLDER))
+    raise ValueError(
+        f"There is no model folder '{folder}'; found: {', '.join(found) or 'none'}. Put the downloaded folder into "
+        f"{roots}, so that its dit/, text_encoder/, tokenizer/ and vae/ lie in a folder of that name, then press R."
+    )
 
 
 class LongCatLoader(io.ComfyNode):
@@ -64,21 +80,14 @@ class LongCatLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str) -> bool | str:
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
         """Say where folders are looked for, rather than that a value is not in a list."""
-        found = model_folders()
-        if folder in found:
-            return True
-        roots = " or ".join(folder_paths.get_folder_paths(MODELS_FOLDER))
-        return (
-            f"There is no model folder '{folder}'; found: {', '.join(found) or 'none'}. Put the downloaded folder, "
-            f"with its dit/, text_encoder/, tokenizer/ and vae/, into {roots}, then press R to refresh."
-        )
+        return check_inputs(cls, model_folder, folder=folder)
 
     @classmethod
     def execute(cls, folder: str, weight_dtype: str = "default") -> io.NodeOutput:
         """Load the parts that the folder has; using one that it lacks is an error where it is used."""
-        path = model_folders()[folder]
+        path = model_folder(folder)
         return io.NodeOutput(
             checkpoint.load_dit(path, WEIGHT_DTYPES[weight_dtype]),
             part(path, checkpoint.TEXT_ENCODER, checkpoint.load_text_encoder, "Load CLIP (type wan)"),
@@ -87,10 +96,20 @@ class LongCatLoader(io.ComfyNode):
 
 
 def part(folder: Path, component: str, load: Callable[[Path], Any], core_node: str) -> Any:
-    """A part of the folder, or an output that is an error for whoever uses it."""
+    """A part of the folder, or what stands for one that is not there."""
     if (folder / component).is_dir():
         return load(folder)
-    return ExecutionBlocker(
+    return MissingPart(
         f"The model folder {folder.name} has no {component}/. Download it next to dit/, or load a single file with "
         f"the node {core_node} and connect that instead."
     )
+
+
+class MissingPart:
+    """An output that a folder cannot give. Unconnected it does no harm; any use of it is an error that says why."""
+
+    def __init__(self, sentence: str) -> None:
+        self._sentence = sentence
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(self._sentence)

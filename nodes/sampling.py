@@ -7,8 +7,9 @@ import torch
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
-from ..longcat_core import schedule
+from ..longcat_core import detection, schedule
 from ..longcat_core.guidance import cfg_zero_denoised
+from .validation import check_inputs
 
 MODE_TOOLTIP = (
     "base: the released model (50 steps, cfg 4). distill: with the distilled LoRA (16 steps, cfg 1). "
@@ -18,27 +19,13 @@ MODE_TOOLTIP = (
 
 
 def model_sigmas(model: Any, steps: int, mode: schedule.Mode, threshold: float) -> torch.Tensor:
-    """A schedule with the shift that the model carries, which ModelSamplingSD3 may have changed.
-
-    Raises:
-        ValueError: the model has no shift, or as `schedule.sigmas`.
-    """
-    shift = getattr(model.get_model_object("model_sampling"), "shift", None)
-    if shift is None:
-        raise ValueError(
-            f"The connected model ({type(model.model).__name__}) has no shift, so it is not LongCat-Video. "
-            f"Connect MODEL from LongCat Loader or from Load Diffusion Model with LongCat-Video weights."
-        )
-    return schedule.sigmas(mode, steps, shift=float(shift), threshold=threshold)
+    """A schedule with the shift that the model carries, which ModelSamplingSD3 may have changed."""
+    return schedule.sigmas(mode, steps, detection.flow_shift(model.get_model_object("model_sampling")), threshold)
 
 
-def check_schedule(steps: int, mode: schedule.Mode) -> bool | str:
-    """Node validation: True, or why there is no such schedule."""
-    try:
-        schedule.sigmas(mode, steps)
-    except ValueError as error:
-        return str(error)
-    return True
+def check_schedule(steps: int = 1, mode: schedule.Mode = "base") -> None:
+    """Raise ValueError if there is no such schedule."""
+    schedule.sigmas(mode, steps)
 
 
 def cfg_zero_hook(args: dict[str, Any]) -> torch.Tensor:
@@ -90,9 +77,9 @@ class LongCatSigmas(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int = 1, mode: schedule.Mode = "base") -> bool | str:
+    def validate_inputs(cls, steps: int | None = None, mode: schedule.Mode | None = None) -> bool | str:
         """Refuse a schedule that does not exist before anything runs."""
-        return check_schedule(steps, mode)
+        return check_inputs(cls, check_schedule, steps=steps, mode=mode)
 
     @classmethod
     def execute(
@@ -167,9 +154,9 @@ class LongCatSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int = 1, mode: schedule.Mode = "base") -> bool | str:
+    def validate_inputs(cls, steps: int | None = None, mode: schedule.Mode | None = None) -> bool | str:
         """Refuse a schedule that does not exist before anything runs."""
-        return check_schedule(steps, mode)
+        return check_inputs(cls, check_schedule, steps=steps, mode=mode)
 
     @classmethod
     def execute(

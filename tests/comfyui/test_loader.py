@@ -9,7 +9,6 @@ from typing import Any
 import folder_paths
 import pytest
 import torch
-from comfy_execution.graph_utils import ExecutionBlocker
 from inprocess import find_node, node
 from safetensors.torch import load_file, save_file
 
@@ -77,20 +76,29 @@ def test_text_padding_flag_comes_from_the_config(folder: Path) -> None:
     assert checkpoint.load_dit(folder).model.diffusion_model.text_tokens_zero_pad is False
 
 
-def test_fp8_weights(tiny_model: Path) -> None:
-    model = node("LongCatLoader")(tiny_model.name, "fp8_e4m3fn")[0]
-    assert model.model.diffusion_model.blocks[0].attn.qkv.weight.dtype == torch.float8_e4m3fn
+@pytest.mark.parametrize(
+    ("weight_dtype", "stored", "fast"),
+    [
+        ("fp8_e4m3fn", torch.float8_e4m3fn, False),
+        ("fp8_e4m3fn_fast", torch.float8_e4m3fn, True),
+        ("fp8_e5m2", torch.float8_e5m2, False),
+    ],
+)
+def test_fp8_weights(tiny_model: Path, weight_dtype: str, stored: torch.dtype, fast: bool) -> None:
+    model = node("LongCatLoader")(tiny_model.name, weight_dtype)[0].model
+    assert model.diffusion_model.blocks[0].attn.qkv.weight.dtype == stored
+    assert model.model_config.optimizations["fp8"] is fast
 
 
-def test_copies_for_other_devices_can_be_made(tiny_model: Path) -> None:
-    patcher = checkpoint.load_dit(tiny_model)
-    factory, arguments = patcher.cached_patcher_init
-    fresh = factory(*arguments, disable_dynamic=True)
-    assert fresh.model is not patcher.model
-    assert torch.equal(
-        fresh.model.diffusion_model.x_embedder.proj.weight,
-        load_file(tiny_model / DIT_FILE)["x_embedder.proj.weight"].float(),
-    )
+def test_copies_for_other_devices_can_be_made(loaded: tuple[Any, Any, Any]) -> None:
+    """Core makes them with the factory that a loader leaves on the patcher."""
+    for patcher in (loaded[0], loaded[1].patcher, loaded[2].patcher):
+        factory, arguments = patcher.cached_patcher_init
+        fresh = factory(*arguments, disable_dynamic=True)
+        assert fresh.model is not patcher.model
+        assert not fresh.is_dynamic()
+        expected = patcher.model.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in fresh.model.state_dict().items())
 
 
 @pytest.mark.parametrize("text", PROMPTS)
@@ -113,13 +121,14 @@ def test_unknown_folder_is_refused_at_validation(tiny_model: Path) -> None:
     assert str(Path(folder_paths.models_dir) / "longcat") in said
 
 
-@pytest.mark.parametrize(("part", "output"), [("text_encoder", 1), ("vae", 2)])
-def test_absent_part_is_an_error_only_where_it_is_used(tiny_model: Path, part: str, output: int) -> None:
-    shutil.copytree(tiny_model, tiny_model.parent / f"without-{part}", ignore=shutil.ignore_patterns(part))
-    outputs = node("LongCatLoader")(f"without-{part}")
-    assert not isinstance(outputs[0], ExecutionBlocker)
-    assert isinstance(outputs[output], ExecutionBlocker)
-    assert f"has no {part}/" in outputs[output].message
+@pytest.mark.parametrize(("part", "output", "use"), [("text_encoder", 1, "tokenize"), ("vae", 2, "decode")])
+def test_absent_part_is_an_error_only_where_it_is_used(tiny_model: Path, part: str, output: int, use: str) -> None:
+    name = f"without-{part}"
+    shutil.copytree(tiny_model, tiny_model.parent / name, ignore=shutil.ignore_patterns(part))
+    missing = node("LongCatLoader")(name)[output]
+    with pytest.raises(AttributeError, match=f"{name} has no {part}/. Download it next to dit/"):
+        getattr(missing, use)
+    assert not hasattr(missing, use)
 
 
 def wan_checkpoint() -> dict[str, torch.Tensor]:
@@ -163,6 +172,26 @@ DAMAGE = {
         lambda f: rewrite(f / "dit/config.json", lambda c: c.update(hidden_size=4096, depth=48)),
         "hidden_size is 4096 in config.json but 64 in the tensors; depth is 48",
     ),
+    "other mlp_ratio": (
+        lambda f: rewrite(f / "dit/config.json", lambda c: c.update(mlp_ratio=8)),
+        "ffn_hidden_size is 512 in config.json but 256 in the tensors",
+    ),
+    "flag that is none": (
+        lambda f: rewrite(f / "dit/config.json", lambda c: c.update(text_tokens_zero_pad="yes")),
+        "text_tokens_zero_pad is 'yes'; it must be true or false",
+    ),
+    "shift that is none": (
+        lambda f: rewrite(f / "scheduler/scheduler_config.json", lambda c: c.update(shift=None)),
+        "shift is None; it must be a number",
+    ),
+    "shift of zero": (
+        lambda f: rewrite(f / "scheduler/scheduler_config.json", lambda c: c.update(shift=0)),
+        "shift is 0; it must be above 0",
+    ),
+    "broken index": (
+        lambda f: (f / "dit/weights.safetensors.index.json").write_text('{"weight_map": []}'),
+        "no files listed",
+    ),
     "no index": (
         lambda f: shutil.copy(f / DIT_FILE, f / "dit/second.safetensors"),
         "holds 2 .safetensors files but no",
@@ -182,7 +211,19 @@ TEXT_DAMAGE = {
         lambda f: rewrite(f / "text_encoder/config.json", lambda c: c.update(d_model=4096)),
         "d_model is 4096 in config.json but 32 in the tensors",
     ),
-    "other kind": (lambda f: (f / "text_encoder/config.json").write_text("{}"), "not the config of a UMT5 encoder"),
+    "other kind": (lambda f: (f / "text_encoder/config.json").write_text("{}"), "has no whole number as d_ff"),
+    "words": (
+        lambda f: rewrite(f / "text_encoder/config.json", lambda c: c.update(num_layers="2")),
+        "has no whole number as num_layers",
+    ),
+    "broken sentencepiece": (
+        lambda f: (f / "tokenizer/spiece.model").write_text("version https://git-lfs"),
+        "spiece.model is not a sentencepiece model",
+    ),
+    "broken tokenizer.json": (
+        lambda f: ((f / "tokenizer/spiece.model").unlink(), (f / "tokenizer/tokenizer.json").write_text("version")),
+        "tokenizer.json is not valid JSON",
+    ),
     "fewer layers": (
         lambda f: rewrite(f / "text_encoder/config.json", lambda c: c.update(num_layers=3)),
         "missing (for example encoder.block.2",

@@ -115,7 +115,8 @@ def test_block_replacements_see_every_block(network: LongCatVideoTransformer) ->
     seen = []
 
     def skip(args: dict, extra: dict) -> dict:
-        seen.append((args["transformer_options"]["block_index"], args["img"].shape[1]))
+        options = args["transformer_options"]
+        seen.append((options["block_index"], options["total_blocks"], options["grid_sizes"], args["img"].shape[1]))
         return {"img": args["img"]}
 
     def keep(args: dict, extra: dict) -> dict:
@@ -126,7 +127,7 @@ def test_block_replacements_see_every_block(network: LongCatVideoTransformer) ->
     skipped = {"patches_replace": {"dit": {("double_block", 1): skip}}}
     assert torch.equal(network(**inputs(), transformer_options=kept), plain)
     assert not torch.allclose(network(**inputs(), transformer_options=skipped), plain)
-    assert seen == [(1, 3 * 4 * 6)]
+    assert seen == [(1, 2, (3, 4, 6), 3 * 4 * 6)]
 
 
 @torch.no_grad()
@@ -205,3 +206,5 @@ def test_conditioning_with_its_own_mask_is_used_as_given() -> None:
     conds = model.extra_conds(cross_attn=context, attention_mask=mask)
     assert torch.equal(conds["c_crossattn"].cond, context)
     assert torch.equal(conds["context_mask"].cond, mask)
+    with pytest.raises(ValueError, match="7 text tokens but an attention_mask of 5"):
+        model.extra_conds(cross_attn=context, attention_mask=mask[:, :5])

@@ -53,6 +53,9 @@ def test_detects_the_released_layout(name: str, prefix: str) -> None:
 def test_model_is_a_first_class_flow_model() -> None:
     patcher = comfy.sd.load_diffusion_model_state_dict(load("models/hd64.safetensors").copy())
     assert type(patcher.model.latent_format) is comfy.latent_formats.Wan21
+    assert patcher.model.model_config.supported_inference_dtypes == [torch.bfloat16, torch.float32]
+    # Core's rule for Wan: the width over 2222. It decides how much is offloaded.
+    assert patcher.model.memory_usage_factor == 128 / 2222
     assert patcher.model.model_sampling.shift == 12.0
     assert patcher.model.model_sampling.timestep(torch.tensor(0.5)) == 500.0
 
@@ -139,5 +142,5 @@ print("seconds", time.perf_counter() - started)
 
 
 def test_scheduler_refuses_models_without_a_shift() -> None:
-    with pytest.raises(ValueError, match="needs a flow model"):
+    with pytest.raises(ValueError, match="Connect a LongCat-Video model"):
         comfy.samplers.calculate_sigmas(object(), "longcat", 8)

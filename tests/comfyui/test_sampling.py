@@ -8,6 +8,7 @@ import comfy.model_management
 import comfy.samplers
 import comfy.sd
 import folder_paths
+import nodes as core_nodes
 import pytest
 import torch
 from inprocess import find_node, node, sample
@@ -221,6 +222,26 @@ def test_long_prompts_end_with_the_end_token(loaded: Loaded) -> None:
         assert (context != 0).any(-1).sum() == real
 
 
+def test_prompt_as_the_text_encoder_sees_it(loaded: Loaded) -> None:
+    seen: list[dict] = []
+
+    class Recorder:
+        tokenize = loaded[1].tokenize
+
+        def encode_from_tokens_scheduled(self, tokens: dict) -> list:
+            seen.append(tokens)
+            return []
+
+    for text in ("word " * 700, "(a cat:1.5) &amp; a dog"):
+        node("LongCatTextEncode")(Recorder(), text)
+    long, weighted = ([entry[:2] for entry in tokens["umt5xxl"][0]] for tokens in seen)
+    assert len(long) == 512
+    assert long[-1] == (1, 1.0)  # the end token
+    assert {weight for _, weight in weighted} == {1.0}
+    plain = loaded[1].tokenize("(a cat:1.5) & a dog", disable_weights=True)["umt5xxl"][0]
+    assert [token for token, _ in weighted] == [entry[0] for entry in plain]
+
+
 def test_wrong_text_width_is_named(loaded: Loaded, empty_latent: dict) -> None:
     other = [[torch.ones(1, 20, 77), {}]]
     with pytest.raises(ValueError, match="77 channels"):
@@ -243,15 +264,21 @@ def test_refused_at_validation(name: str, arguments: dict, said: str) -> None:
     assert said in find_node(name).validate_inputs(**arguments)
 
 
-def test_model_without_a_shift_is_refused() -> None:
-    class Other:
-        model = object()
+def test_models_with_another_kind_of_schedule_are_refused(loaded: Loaded) -> None:
+    (flux,) = node("ModelSamplingFlux")(loaded[0], 1.15, 0.5, 64, 64)
+    with pytest.raises(ValueError, match="samples with ModelSamplingFlux, which has no such shift"):
+        node("LongCatSigmas")(flux, 8, "base")
 
-        def get_model_object(self, name: str) -> object:
-            return object()
 
-    with pytest.raises(ValueError, match="has no shift, so it is not LongCat-Video"):
-        node("LongCatSigmas")(Other(), 8, "base")
+def test_threshold_of_refine(loaded: Loaded) -> None:
+    (sigmas,) = node("LongCatSigmas")(loaded[0], 50, "refine", 0.3)
+    assert torch.equal(sigmas, schedule.sigmas("refine", 50, threshold=0.3))
+
+
+def test_empty_latent_equals_cores() -> None:
+    (ours,), (cores,) = node("LongCatLatent")(96, 64, 21, 2), node("EmptyHunyuanLatentVideo")(96, 64, 21, 2)
+    assert torch.equal(ours.pop("samples"), cores.pop("samples"))
+    assert ours == cores
 
 
 def test_decode_refuses_what_no_sampler_made(loaded: Loaded, empty_latent: dict) -> None:
@@ -272,11 +299,22 @@ def test_empty_sigmas_end_in_a_sentence(loaded: Loaded, prompts: Prompts, empty_
         node("LongCatDecode")(loaded[2], {"samples": untouched})
 
 
-def test_tiled_decode_has_the_same_frames(loaded: Loaded) -> None:
+def test_decoding_in_tiles(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles where asked for and where the device is too small; the same frames either way."""
     latent = {"samples": torch.randn(2, 16, 3, 8, 12, generator=torch.Generator().manual_seed(0))}
-    whole, tiled = (node("LongCatDecode")(loaded[2], latent, tiling)[0] for tiling in ("auto", "always"))
+    tiled = []
+    cores = core_nodes.VAEDecodeTiled.decode
+    monkeypatch.setattr(core_nodes.VAEDecodeTiled, "decode", lambda *args: tiled.append(args) or cores(*args))
+    (whole,) = node("LongCatDecode")(loaded[2], latent)
+    assert not tiled
+    (asked,) = node("LongCatDecode")(loaded[2], latent, "always")
+    assert len(tiled) == 1
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: 1000)
+    (needed,) = node("LongCatDecode")(loaded[2], latent)
+    assert len(tiled) == 2
     assert whole.shape == (2 * 9, 64, 96, 3)
-    torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)
+    for frames in (asked, needed):
+        torch.testing.assert_close(frames, whole, atol=1e-4, rtol=0)
 
 
 def test_lora_in_the_ordinary_format(loaded: Loaded, prompts: Prompts, empty_latent: dict) -> None:

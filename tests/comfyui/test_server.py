@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,12 @@ def test_one_node_sampler(server: Any) -> None:
             "width must be a multiple of 16 (use 64 or 80); length must be 4n+1 (use 17 or 21)",
         ),
         ({"folder": "LongCat-Video"}, "There is no model folder 'LongCat-Video'; found: tiny-random"),
+        ({"width": 1_600_000}, "width is 1600000; it must be from 16 to 16384"),
+        ({"length": 0}, "length is 0; it must be from 1 to"),
+        ({"width": "wide"}, "width, wide, invalid literal"),
         ({"steps": 60, "mode": "distill"}, "the distilled schedule has 50 sigmas"),
+        ({"steps": 5000}, "steps is 5000; it must be from 1 to 1000"),
+        ({"mode": "fast"}, "mode is 'fast'; it must be one of base, distill"),
     ],
 )
 def test_wrong_inputs_are_refused_before_anything_runs(server: Any, changes: dict, said: str) -> None:
@@ -91,6 +97,28 @@ def test_wrong_inputs_are_refused_before_anything_runs(server: Any, changes: dic
     with pytest.raises(PromptRejected) as refusal:
         server.post_prompt(workflow("longcat_t2v", **changes))
     assert said in str(refusal.value)
+
+
+def test_linked_values_are_checked_when_the_node_runs(server: Any) -> None:
+    prompt = workflow("longcat_t2v")
+    for name, value in (("width", 80), ("steps", 2)):
+        prompt[name] = {"class_type": "PrimitiveInt", "inputs": {"value": value}}
+    prompt[find(prompt, "LongCatLatent")]["inputs"]["width"] = ["width", 0]
+    prompt[find(prompt, "LongCatSigmas")]["inputs"]["steps"] = ["steps", 0]
+    assert saved_video(server, server.run(prompt))[:2] == (80, 64)
+    prompt["width"]["inputs"]["value"] = 81
+    kind, error = server.run(prompt)["status"]["messages"][-1]
+    assert kind == "execution_error"
+    assert "width must be a multiple of 16 (use 80 or 96)" in error["exception_message"]
+
+
+def test_folder_without_a_vae_is_an_error_in_the_history(server: Any) -> None:
+    models = server.base_directory / "models" / "longcat"
+    shutil.copytree(models / TINY, models / "no-vae", ignore=shutil.ignore_patterns("vae"))
+    kind, error = server.run(workflow("longcat_t2v", folder="no-vae"))["status"]["messages"][-1]
+    assert kind == "execution_error"
+    assert error["node_type"] == "LongCatDecode"
+    assert "The model folder no-vae has no vae/" in error["exception_message"]
 
 
 def test_cancel_stops_at_once_and_loses_nothing(server: Any) -> None:

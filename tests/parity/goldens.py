@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).parent / "goldens"
-BF16_FACTOR = 1.25
+# A faithful implementation is within 0.97 to 1.05 of the original's own bf16 error; modulation in bf16 gives 1.12.
+BF16_FACTOR = 1.05
 BF16_SAMPLER_TOLERANCE = 1e-3
 EXACT = {"max_abs": 0.0, "rel_l2": 0.0}
 

@@ -33,6 +33,11 @@ def test_scale_ignores_sign_and_common_factors() -> None:
     torch.testing.assert_close(projection_scale(-0.3 * cond, -0.3 * uncond), projection_scale(cond, uncond))
 
 
+def test_bf16_velocities_are_scaled_in_fp32() -> None:
+    cond, uncond = (v.bfloat16() for v in velocities())
+    assert torch.equal(projection_scale(cond, uncond), projection_scale(cond.float(), uncond.float()))
+
+
 @pytest.mark.parametrize("sigma", [1.0, 0.5, 0.01])
 def test_denoised_form_equals_the_velocity_form(sigma: float) -> None:
     cond, uncond = velocities()

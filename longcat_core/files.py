@@ -1,0 +1,126 @@
+"""Read the files of a model folder and check them; every error is one sentence with the path in it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.utils
+import safetensors
+
+from .weights import StateDict, wrong_names
+
+CONFIG = "config.json"
+WEIGHTS = "*.safetensors"
+INDEX = "*.safetensors.index.json"
+QUANT_MARKERS = frozenset({"scaled_fp8"})
+DOWNLOAD_HINT = "Download it again, for example from meituan-longcat/LongCat-Video, and compare the file sizes."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file is missing or is not a JSON object.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. {DOWNLOAD_HINT}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). {DOWNLOAD_HINT}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} instead of an object. {DOWNLOAD_HINT}")
+    return content
+
+
+def weight_files(component: Path) -> list[Path]:
+    """The safetensors files of a component: the shards that its index names, or its only file.
+
+    Raises:
+        ValueError: no file, a shard is missing, or several files without an index.
+    """
+    files = sorted(component.glob(WEIGHTS))
+    indices = sorted(component.glob(INDEX))
+    if not indices:
+        if not files:
+            raise ValueError(f"{component} holds no .safetensors file. {DOWNLOAD_HINT}")
+        if len(files) > 1:
+            raise ValueError(
+                f"{component} holds {len(files)} .safetensors files but no {INDEX} that lists them. {DOWNLOAD_HINT}"
+            )
+        return files
+    weight_map = read_json(indices[0]).get("weight_map")
+    names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+    missing = [name for name in names if not (component / name).is_file()]
+    if missing or not names:
+        what = f"{', '.join(missing)} missing" if missing else "no files listed"
+        raise ValueError(f"{indices[0]} lists {len(names)} files, {what}. {DOWNLOAD_HINT}")
+    return [component / name for name in names]
+
+
+def read_weights(component: Path) -> StateDict:
+    """All tensors of a component.
+
+    Raises:
+        ValueError: as `weight_files`, or a file is truncated or is not safetensors.
+    """
+    weights: StateDict = {}
+    for path in weight_files(component):
+        try:
+            with safetensors.safe_open(str(path), framework="pt"):
+                pass
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged or incomplete: {error} ({path.stat().st_size:,} bytes). {DOWNLOAD_HINT}"
+            ) from error
+        weights |= comfy.utils.load_torch_file(str(path), safe_load=True)
+    return weights
+
+
+def check_sizes(component: Path, config: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+    """Compare the sizes that a config names with those of the tensors.
+
+    Raises:
+        ValueError: they disagree; lists each size.
+    """
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    wrong = [
+        f"{name} is {config[name]} in {CONFIG} but {plain(size)} in the tensors"
+        for name, size in actual.items()
+        if name in config and config[name] != plain(size)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{component}: {'; '.join(wrong)}. {CONFIG} and weights are of different models: "
+            f"download both from the same repository."
+        )
+
+
+def check_names(component: Path, names: Iterable[str], expected: frozenset[str]) -> None:
+    """Compare tensor names; further tensors of a known layer (quantisation scales) are fine.
+
+    Raises:
+        ValueError: names are missing or do not belong to the model; gives examples of both.
+    """
+    names = set(names)
+    layers = {name.rpartition(".")[0] for name in expected}
+    unknown = {name for name in names - expected - QUANT_MARKERS if name.rpartition(".")[0] not in layers}
+    wrong = wrong_names(expected - names, unknown)
+    if wrong:
+        raise ValueError(f"{component}: of {len(expected)} expected tensors {wrong}. {DOWNLOAD_HINT}")
+
+
+def setting(path: Path, config: Mapping[str, Any], name: str, kind: Any, words: str, default: Any) -> Any:
+    """A setting of a config that was read from `path`, or its default.
+
+    Raises:
+        ValueError: it is of another kind than `kind`, which `words` names.
+    """
+    value = config.get(name, default)
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: {name} is {value!r}; it must be {words}. {DOWNLOAD_HINT}")
+    return value

@@ -1,0 +1,33 @@
+"""What the nodes check before a prompt runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+from comfy_api.latest import io
+
+
+def check_inputs(node: type[io.ComfyNode], check: Callable[..., object], **values: Any) -> bool | str:
+    """The answer of a node's `validate_inputs`: True, or the sentence to show.
+
+    Core leaves the ranges of the inputs that a node validates to the node, passes None for linked ones (which are
+    checked when the node runs), and has already reported a value that is no number where one is needed.
+
+    Args:
+        node: the node; its schema has the ranges.
+        check: called with the values that are known; raises ValueError with a sentence.
+        values: inputs by name.
+    """
+    known = {}
+    for declared in node.define_schema().inputs:
+        value = values.get(declared.id)
+        is_number = isinstance(declared, io.Int.Input | io.Float.Input)
+        if value is None or (is_number and not isinstance(value, int | float)):
+            continue
+        if is_number and not declared.min <= value <= declared.max:
+            return f"{declared.id} is {value}; it must be from {declared.min} to {declared.max}."
+        known[declared.id] = value
+    try:
+        check(**known)
+    except ValueError as error:
+        return str(error)
+    return True
