@@ -7,6 +7,7 @@ but the picture means nothing.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -32,13 +33,18 @@ def main() -> int:
     if options.hosted:
         return _demonstrate(options)
     host = ensure_host(packages=["diffusers"])  # writes the tiny model
-    models = cache_root() / "demo" / "models" / "longcat"
+    models = base_directory() / "models" / "longcat"
     models.mkdir(parents=True, exist_ok=True)
     if not (models / MODEL).exists():
         print("Writing a tiny model with random weights (10 to 30 s, once) ...", flush=True)
     if run_in_host(host, [PACK / "scripts" / "make_tiny_model.py", models / MODEL]):
         raise HostError("The tiny model could not be written; the reason is above.")
     return run_in_host(host, [__file__, "--hosted", *sys.argv[1:]])
+
+
+def base_directory() -> Path:
+    """ComfyUI's files for the demo of this clone: another clone's server must not find its own pack replaced."""
+    return cache_root() / "demo" / hashlib.sha256(str(PACK).encode()).hexdigest()[:16]
 
 
 def _options() -> argparse.Namespace:
@@ -100,7 +106,7 @@ def _make_video(options: argparse.Namespace, folder: Path) -> Path:
     host = Host(comfyui=Path(os.environ["COMFYUI_PATH"]), python=Path(sys.executable))
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     fill_in(workflow, options)
-    base = cache_root() / "demo"
+    base = base_directory()
     print(f"Starting ComfyUI (log: {base / LOG_NAME}) ...", end="", flush=True)
     started = time.monotonic()
     # ComfyUI numbers the files itself, so writing straight into the folder overwrites nothing.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HARDWARE = "needs hardware:"
+TEST_PATHS = ("tests", "./tests", str(PACK / "tests"))
 TYPED = ("__init__.py", "nodes", "longcat_core", "scripts")
 # The pack's folder must not be on sys.path: its nodes/ would hide ComfyUI's nodes.py.
 PYTEST = "import sys; sys.path = [path for path in sys.path if path]; import pytest; sys.exit(pytest.main())"
@@ -69,7 +70,7 @@ def _failed_checks(host: Host, scratch: Path) -> Iterator[str]:
 
 def _run_pytest(host: Host, arguments: list[str], report: Path) -> int:
     print("== pytest", flush=True)
-    paths = [] if any(argument.startswith("tests") for argument in arguments) else ["tests"]
+    paths = [] if any(argument.startswith(TEST_PATHS) for argument in arguments) else ["tests"]
     options = ["-c", PACK / "tests" / "pytest.ini", f"--junitxml={report}"]
     return run_in_host(host, ["-c", PYTEST, *options, *arguments, *paths], cwd=PACK)
 
