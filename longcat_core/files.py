@@ -52,7 +52,8 @@ def weight_files(component: Path) -> list[Path]:
         return files
     weight_map = read_json(indices[0]).get("weight_map")
     names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-    missing = [name for name in names if not (component / name).is_file()]
+    present = {file.name for file in files}
+    missing = [name for name in names if name not in present]
     if missing or not names:
         what = f"{', '.join(missing)} missing" if missing else "no files listed"
         raise ValueError(f"{indices[0]} lists {len(names)} files, {what}. {DOWNLOAD_HINT}")

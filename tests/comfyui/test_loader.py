@@ -188,6 +188,12 @@ DAMAGE = {
         lambda f: rewrite(f / "scheduler/scheduler_config.json", lambda c: c.update(shift=0)),
         "shift is 0; it must be above 0",
     ),
+    "index that leads elsewhere": (
+        lambda f: (f / "dit/weights.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": "../vae/diffusion_pytorch_model.safetensors"}})
+        ),
+        "../vae/diffusion_pytorch_model.safetensors missing",
+    ),
     "broken index": (
         lambda f: (f / "dit/weights.safetensors.index.json").write_text('{"weight_map": []}'),
         "no files listed",
