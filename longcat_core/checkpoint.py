@@ -68,10 +68,11 @@ def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_
     component = folder / DIT
     config = read_json(component / CONFIG)
     zero_pad = setting(component / CONFIG, config, "text_tokens_zero_pad", bool, "true or false", True)
+    mlp_ratio = setting(component / CONFIG, config, "mlp_ratio", int | float, "a number", MLP_RATIO)
     shift = read_shift(folder)
     weights = read_weights(component)
     sizes = detect_dit(component, weights)
-    named = {**config, "ffn_hidden_size": ffn_hidden_size(sizes["hidden_size"], config.get("mlp_ratio", MLP_RATIO))}
+    named = {**config, "ffn_hidden_size": ffn_hidden_size(sizes["hidden_size"], mlp_ratio)}
     check_sizes(component, named, {name: sizes[name] for name in DIT_SIZES})
     check_names(component, weights, dit_keys(sizes["depth"]))
 
@@ -170,6 +171,12 @@ def load_text_encoder(folder: Path, disable_dynamic: bool = False) -> Any:
         model_options={"umt5xxl_model_config": sizes},
         disable_dynamic=disable_dynamic,
     )
+    num_pieces = len(clip.tokenizer.clip_umt5xxl.inv_vocab)
+    if num_pieces > sizes["vocab_size"]:
+        raise ValueError(
+            f"{folder / TOKENIZER} has {num_pieces} pieces but {component} only {sizes['vocab_size']}: they are of "
+            f"different models. Download both from the same repository."
+        )
     clip.patcher.cached_patcher_init = (text_encoder_patcher, (folder,))
     return clip
 
@@ -193,12 +200,12 @@ def text_encoder_sizes(component: Path, config: Mapping[str, Any], weights: Stat
     first = "encoder.block.0.layer"
     check_sizes(
         component,
-        {**sizes, "inner_size": sizes["num_heads"] * sizes["d_kv"]},
+        sizes,
         {
             "vocab_size": weights["shared.weight"].shape[0],
             "d_model": weights["shared.weight"].shape[1],
             "d_ff": weights[f"{first}.1.DenseReluDense.wi_0.weight"].shape[0],
-            "inner_size": weights[f"{first}.0.SelfAttention.q.weight"].shape[0],
+            "d_kv": weights[f"{first}.0.SelfAttention.q.weight"].shape[0] // sizes["num_heads"],
             "num_heads": weights[f"{first}.0.SelfAttention.relative_attention_bias.weight"].shape[1],
         },
     )

@@ -118,7 +118,7 @@ def core_then_longcat(core_detect: Detector) -> Detector:
         found = core_detect(state_dict, key_prefix, metadata=metadata)
         return found if found is not None else detect(state_dict, key_prefix)
 
-    detect_unet_config.longcat_video = True  # type: ignore[attr-defined]
+    detect_unet_config.longcat_video = True  # type: ignore[attr-defined] # a mark on a function
     return detect_unet_config
 
 

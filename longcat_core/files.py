@@ -1,6 +1,7 @@
 """Read the files of a model folder and check them; every error is one sentence with the path in it."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def weight_files(component: Path) -> list[Path]:
             )
         return files
     weight_map = read_json(indices[0]).get("weight_map")
-    names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+    listed = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    names = sorted(set(listed)) if all(isinstance(name, str) for name in listed) else []
     present = {file.name for file in files}
     missing = [name for name in names if name not in present]
     if missing or not names:
@@ -90,7 +92,7 @@ def check_sizes(component: Path, config: Mapping[str, Any], actual: Mapping[str,
         return list(value) if isinstance(value, tuple) else value
 
     wrong = [
-        f"{name} is {config[name]} in {CONFIG} but {plain(size)} in the tensors"
+        f"{name} is {config[name]!r} in {CONFIG} but {plain(size)!r} in the tensors"
         for name, size in actual.items()
         if name in config and config[name] != plain(size)
     ]
@@ -119,9 +121,10 @@ def setting(path: Path, config: Mapping[str, Any], name: str, kind: Any, words: 
     """A setting of a config that was read from `path`, or its default.
 
     Raises:
-        ValueError: it is of another kind than `kind`, which `words` names.
+        ValueError: it is of another kind than `kind`, which `words` names, or a number that is not finite.
     """
     value = config.get(name, default)
-    if not isinstance(value, kind):
+    is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if not is_kind or not math.isfinite(value):
         raise ValueError(f"{path}: {name} is {value!r}; it must be {words}. {DOWNLOAD_HINT}")
     return value

@@ -29,7 +29,7 @@ class SizeGrid(NamedTuple):
         smallest = self.rest or self.step
         below = (size - self.rest) // self.step * self.step + self.rest
         near = f"{smallest}" if below < smallest else f"{below} or {below + self.step}"
-        return f"must be {self.rule} (use {near})"
+        return f"must be {self.rule} (use {near}), it is {size}"
 
 
 PIXEL_GRID = SizeGrid(PIXEL_MULTIPLE, 0, f"a multiple of {PIXEL_MULTIPLE}")
@@ -92,10 +92,7 @@ class PixelShape(NamedTuple):
         )
         problems = [f"{name} {grid.advice(size)}" for name, grid, size in checks if not grid.holds(size)]
         if problems:
-            raise ValueError(
-                f"LongCat-Video cannot make {self.width} x {self.height} pixels, {self.frames} frames: "
-                f"{'; '.join(problems)}."
-            )
+            raise ValueError(f"LongCat-Video cannot make a video of this size: {'; '.join(problems)}.")
         return LatentShape(
             (self.frames - 1) // TEMPORAL_SCALE + 1, self.height // SPATIAL_SCALE, self.width // SPATIAL_SCALE
         )

@@ -37,9 +37,9 @@ FFN_MULTIPLE = 256
 MLP_RATIO = 4
 
 
-def ffn_hidden_size(hidden_size: int, mlp_ratio: int = MLP_RATIO) -> int:
+def ffn_hidden_size(hidden_size: int, mlp_ratio: float = MLP_RATIO) -> int:
     """SwiGLU width of the reference: two thirds of the plain MLP's, rounded up to a multiple of 256 (11008 at 4096)."""
-    return -(-(2 * hidden_size * mlp_ratio // 3) // FFN_MULTIPLE) * FFN_MULTIPLE
+    return -(-int(2 * hidden_size * mlp_ratio / 3) // FFN_MULTIPLE) * FFN_MULTIPLE
 
 
 def fp32_operations(operations: Any) -> Any:

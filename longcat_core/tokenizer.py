@@ -48,15 +48,23 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     """
     if (folder / SENTENCEPIECE).is_file():
         model = (folder / SENTENCEPIECE).read_bytes()
-        try:
-            sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise ValueError(f"{folder / SENTENCEPIECE} is not a sentencepiece model. {DOWNLOAD_HINT}") from error
+        check_sentencepiece(folder / SENTENCEPIECE, model)
         return {"spiece_model": torch.frombuffer(bytearray(model), dtype=torch.uint8)}
     if (folder / TOKENIZER_JSON).is_file():
-        read_json(folder / TOKENIZER_JSON)
+        if not {"model", "added_tokens"} <= read_json(folder / TOKENIZER_JSON).keys():
+            raise ValueError(f"{folder / TOKENIZER_JSON} does not describe a tokenizer. {DOWNLOAD_HINT}")
         return {"clip_umt5xxl_tokenizer_class": JsonTokenizer, FOLDER_KEY: str(folder)}
     raise ValueError(
         f"{folder} has neither {SENTENCEPIECE} nor {TOKENIZER_JSON}; without a tokenizer no prompt can be read. "
         f"Download the tokenizer/ folder of the model's repository next to text_encoder/."
     )
+
+
+def check_sentencepiece(path: Path, model: bytes) -> None:
+    """Raise ValueError if `model`, the content of `path`, is not a sentencepiece model."""
+    try:
+        num_pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size() if model else 0
+    except RuntimeError as error:
+        raise ValueError(f"{path} is not a sentencepiece model. {DOWNLOAD_HINT}") from error
+    if not num_pieces:
+        raise ValueError(f"{path} is not a sentencepiece model: it is empty. {DOWNLOAD_HINT}")

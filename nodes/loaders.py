@@ -82,7 +82,7 @@ class LongCatLoader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder: str | None = None) -> bool | str:
         """Say where folders are looked for, rather than that a value is not in a list."""
-        return check_inputs(cls, model_folder, folder=folder)
+        return check_inputs(cls, model_folder, folder=folder) if isinstance(folder, str) else True
 
     @classmethod
     def execute(cls, folder: str, weight_dtype: str = "default") -> io.NodeOutput:
@@ -106,10 +106,11 @@ def part(folder: Path, component: str, load: Callable[[Path], Any], core_node: s
 
 
 class MissingPart:
-    """An output that a folder cannot give. Unconnected it does no harm; any use of it is an error that says why."""
+    """An output that a folder cannot give: unused it does no harm, reading anything of it is an error that says why."""
 
     def __init__(self, sentence: str) -> None:
-        self._sentence = sentence
+        self.sentence = sentence
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(self._sentence)
+        # Copying looks attributes up before there is a sentence.
+        raise AttributeError(self.__dict__.get("sentence", name))

@@ -9,8 +9,8 @@ from comfy_api.latest import io
 def check_inputs(node: type[io.ComfyNode], check: Callable[..., object], **values: Any) -> bool | str:
     """The answer of a node's `validate_inputs`: True, or the sentence to show.
 
-    Core leaves the ranges of the inputs that a node validates to the node, passes None for linked ones (which are
-    checked when the node runs), and has already reported a value that is no number where one is needed.
+    Core leaves the ranges of the inputs that a node validates to the node, passes None for linked ones (whose values
+    are known only when the node runs), and has already reported a value that is no number where one is needed.
 
     Args:
         node: the node; its schema has the ranges.

@@ -59,7 +59,7 @@ class PromptRejected(ValueError):  # noqa: N818 - named after what happened, as 
         self.node_errors = node_errors
 
 
-class ExecutionFailed(RuntimeError):  # noqa: N818
+class ExecutionFailed(RuntimeError):  # noqa: N818 - as above
     """A prompt ended with an error or was interrupted; ``details`` is ComfyUI's own message about it."""
 
     def __init__(self, details: Json) -> None:

@@ -1,5 +1,6 @@
 """LongCatLoader: what it loads, and what it says about folders that it cannot load."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -114,6 +115,19 @@ def test_folders_are_found_in_extra_model_paths(folder: Path, tiny_model: Path) 
     assert {"copy", tiny_model.name} <= set(options)
 
 
+@pytest.mark.parametrize("folder", [None, {"a": 1}, [1, 2, 3]])
+def test_linked_or_malformed_folders_are_left_to_core(folder: Any) -> None:
+    assert find_node("LongCatLoader").validate_inputs(folder) is True
+
+
+def test_tokenizer_of_another_model(folder: Path) -> None:
+    config, weights = folder / "text_encoder/config.json", folder / "text_encoder/model.safetensors"
+    rewrite(config, lambda c: c.update(vocab_size=100))
+    rewrite(weights, lambda c: c.update({"shared.weight": c["shared.weight"][:100].clone()}))
+    with pytest.raises(ValueError, match=r"has 512 pieces but .* only 100"):
+        checkpoint.load_text_encoder(folder)
+
+
 def test_unknown_folder_is_refused_at_validation(tiny_model: Path) -> None:
     said = find_node("LongCatLoader").validate_inputs("LongCat-Video")
     assert "no model folder 'LongCat-Video'" in said
@@ -129,6 +143,7 @@ def test_absent_part_is_an_error_only_where_it_is_used(tiny_model: Path, part: s
     with pytest.raises(AttributeError, match=f"{name} has no {part}/. Download it next to dit/"):
         getattr(missing, use)
     assert not hasattr(missing, use)
+    assert not hasattr(copy.deepcopy(missing), use)
 
 
 def wan_checkpoint() -> dict[str, torch.Tensor]:
@@ -184,6 +199,18 @@ DAMAGE = {
         lambda f: rewrite(f / "scheduler/scheduler_config.json", lambda c: c.update(shift=None)),
         "shift is None; it must be a number",
     ),
+    "mlp_ratio that is none": (
+        lambda f: rewrite(f / "dit/config.json", lambda c: c.update(mlp_ratio="4")),
+        "mlp_ratio is '4'; it must be a number",
+    ),
+    "shift that is not finite": (
+        lambda f: rewrite(f / "scheduler/scheduler_config.json", lambda c: c.update(shift=float("nan"))),
+        "shift is nan; it must be a number",
+    ),
+    "index of numbers": (
+        lambda f: (f / "dit/weights.safetensors.index.json").write_text('{"weight_map": {"a": 3}}'),
+        "no files listed",
+    ),
     "shift of zero": (
         lambda f: rewrite(f / "scheduler/scheduler_config.json", lambda c: c.update(shift=0)),
         "shift is 0; it must be above 0",
@@ -225,6 +252,18 @@ TEXT_DAMAGE = {
     "broken sentencepiece": (
         lambda f: (f / "tokenizer/spiece.model").write_text("version https://git-lfs"),
         "spiece.model is not a sentencepiece model",
+    ),
+    "empty sentencepiece": (
+        lambda f: (f / "tokenizer/spiece.model").write_bytes(b""),
+        "spiece.model is not a sentencepiece model: it is empty",
+    ),
+    "tokenizer.json of nothing": (
+        lambda f: ((f / "tokenizer/spiece.model").unlink(), (f / "tokenizer/tokenizer.json").write_text("{}")),
+        "does not describe a tokenizer",
+    ),
+    "other heads": (
+        lambda f: rewrite(f / "text_encoder/config.json", lambda c: c.update(d_kv=32)),
+        "d_kv is 32 in config.json but 16 in the tensors",
     ),
     "broken tokenizer.json": (
         lambda f: ((f / "tokenizer/spiece.model").unlink(), (f / "tokenizer/tokenizer.json").write_text("version")),

@@ -254,7 +254,7 @@ def test_wrong_text_width_is_named(loaded: Loaded, empty_latent: dict) -> None:
         (
             "LongCatLatent",
             {"width": 70, "height": 64, "length": 18},
-            "width must be a multiple of 16 (use 64 or 80); l",
+            "width must be a multiple of 16 (use 64 or 80), it is 70; l",
         ),
         ("LongCatSigmas", {"steps": 60, "mode": "distill"}, "has 50 sigmas"),
         ("LongCatSampler", {"steps": 60, "mode": "distill"}, "has 50 sigmas"),

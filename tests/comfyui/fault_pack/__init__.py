@@ -18,7 +18,7 @@ class OutOfMemoryOnce:
     def patch(self, model):  # noqa: ANN001, ANN201 - ComfyUI's V1 node interface
         calls = []
 
-        def fail(executor, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+        def fail(executor, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202 - takes whatever the network takes
             calls.append(None)
             if len(calls) == 3:
                 raise torch.OutOfMemoryError("Allocation on device")
