@@ -6,7 +6,7 @@
     vae/            AutoencoderKLWan as diffusers writes it
     scheduler/      scheduler_config.json (optional): the shift
 
-Everything is checked before a model is built, so that a wrong or damaged file ends in one sentence.
+Files, names and sizes are checked on the way, so that a wrong or damaged folder ends in one sentence.
 """
 
 from collections.abc import Iterable, Mapping
@@ -192,9 +192,11 @@ def text_encoder_sizes(component: Path, config: Mapping[str, Any], weights: Stat
     Raises:
         ValueError: the config lacks a size, tensors are missing or unknown, or the two disagree.
     """
-    absent = [name for name in TEXT_SIZES if not isinstance(config.get(name), int)]
+    absent = [name for name in TEXT_SIZES if not isinstance(config.get(name), int) or config[name] < 1]
     if absent:
-        raise ValueError(f"{component / CONFIG} has no whole number as {', '.join(absent)}; a UMT5 encoder's has.")
+        raise ValueError(
+            f"{component / CONFIG} has no whole number above 0 as {', '.join(absent)}; a UMT5 encoder's has."
+        )
     sizes = {name: config[name] for name in TEXT_SIZES}
     check_names(component, weights, umt5_keys(sizes["num_layers"]))
     first = "encoder.block.0.layer"

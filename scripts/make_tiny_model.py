@@ -9,6 +9,7 @@ A DEST that this script has already completed with the same options is left as i
 
 import argparse
 import hashlib
+import inspect
 import io
 import json
 import math
@@ -42,18 +43,6 @@ DIT_CONFIG: dict[str, Any] = {
     "bsa_params": {"sparsity": 0.9375, "chunk_3d_shape_q": (4, 4, 4), "chunk_3d_shape_k": (4, 4, 4)},
     "text_tokens_zero_pad": True,
 }
-DIT_ARGUMENTS = (
-    "in_channels",
-    "out_channels",
-    "hidden_size",
-    "depth",
-    "num_heads",
-    "caption_channels",
-    "adaln_tembed_dim",
-    "frequency_embedding_size",
-    "patch_size",
-    "text_tokens_zero_pad",
-)
 SCHEDULER_CONFIG = {"shift": 12.0, "use_dynamic_shifting": False, "time_shift_type": "linear"}
 UMT5_SIZES = {"d_model": DIT_CONFIG["caption_channels"], "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
 VAE_BASE_DIM = 4
@@ -160,17 +149,21 @@ def write_model(folder: Path, seed: int, shards: int) -> None:
     text_encoder.save_pretrained(folder / "text_encoder")
 
 
+def build_dit() -> Any:
+    """The pack's own network at the sizes of DIT_CONFIG; its weights are not set."""
+    from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
+
+    names = inspect.signature(LongCatVideoTransformer).parameters.keys() & DIT_CONFIG.keys()
+    ffn_size = ffn_hidden_size(DIT_CONFIG["hidden_size"], DIT_CONFIG["mlp_ratio"])
+    return LongCatVideoTransformer(**{name: DIT_CONFIG[name] for name in names}, ffn_hidden_size=ffn_size)
+
+
 def write_dit(folder: Path, shards: int, generator: "torch.Generator") -> None:
     """Write config and bf16 weights of the pack's own network in the released layout."""
     import torch
     from huggingface_hub import save_torch_state_dict
 
-    from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
-
-    model = LongCatVideoTransformer(
-        **{name: DIT_CONFIG[name] for name in DIT_ARGUMENTS},
-        ffn_hidden_size=ffn_hidden_size(DIT_CONFIG["hidden_size"], DIT_CONFIG["mlp_ratio"]),
-    )
+    model = build_dit()
     weights = model.state_dict()
     randomize(weights, generator)
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}

@@ -244,10 +244,14 @@ TEXT_DAMAGE = {
         lambda f: rewrite(f / "text_encoder/config.json", lambda c: c.update(d_model=4096)),
         "d_model is 4096 in config.json but 32 in the tensors",
     ),
-    "other kind": (lambda f: (f / "text_encoder/config.json").write_text("{}"), "has no whole number as d_ff"),
+    "other kind": (lambda f: (f / "text_encoder/config.json").write_text("{}"), "has no whole number above 0 as d_ff"),
     "words": (
         lambda f: rewrite(f / "text_encoder/config.json", lambda c: c.update(num_layers="2")),
-        "has no whole number as num_layers",
+        "has no whole number above 0 as num_layers",
+    ),
+    "no heads": (
+        lambda f: rewrite(f / "text_encoder/config.json", lambda c: c.update(num_heads=0)),
+        "has no whole number above 0 as num_heads",
     ),
     "broken sentencepiece": (
         lambda f: (f / "tokenizer/spiece.model").write_text("version https://git-lfs"),

@@ -19,7 +19,6 @@ import transformers
 from diffusers import AutoencoderKLWan
 
 from longcat_core import weights
-from longcat_core.model import LongCatVideoTransformer
 
 pytestmark = pytest.mark.usefixtures("comfyui")
 
@@ -139,10 +138,7 @@ def test_every_tensor_of_the_dit_shows_in_its_output(tiny_model: Path) -> None:
     assert state_dict.keys() == weights.dit_keys(make_tiny_model.DIT_CONFIG["depth"])
     assert {tensor.dtype for tensor in state_dict.values()} == {torch.bfloat16}
 
-    model = LongCatVideoTransformer(
-        **{name: make_tiny_model.DIT_CONFIG[name] for name in make_tiny_model.DIT_ARGUMENTS},
-        ffn_hidden_size=state_dict["blocks.0.ffn.w1.weight"].shape[0],
-    )
+    model = make_tiny_model.build_dit()
     model.load_state_dict(state_dict)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 3, 4, 4, generator=generator)

@@ -3,6 +3,7 @@
 The reference predicts `clean - noise`, takes text as `[B, 1, N, C]` and packs texts of several lengths into one row.
 """
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,19 +24,13 @@ from longcat_core import guidance, rope, schedule
 from longcat_core.geometry import TokenGrid
 from longcat_core.model import TEXT_MASK, LongCatVideoTransformer, ffn_hidden_size
 
-MODEL_SIZES = ("in_channels", "out_channels", "hidden_size", "depth", "num_heads", "caption_channels")
-MODEL_SIZES += ("adaln_tembed_dim", "frequency_embedding_size", "text_tokens_zero_pad")
-
 
 def build_network(config: dict, state: dict, dtype: torch.dtype, operations: Any) -> LongCatVideoTransformer:
     """A network of the given reference config with the given weights."""
-    network = LongCatVideoTransformer(
-        **{name: config[name] for name in MODEL_SIZES},
-        ffn_hidden_size=ffn_hidden_size(config["hidden_size"], config["mlp_ratio"]),
-        patch_size=tuple(config["patch_size"]),
-        dtype=dtype,
-        operations=operations,
-    )
+    arguments = {name: config[name] for name in inspect.signature(LongCatVideoTransformer).parameters if name in config}
+    arguments["ffn_hidden_size"] = ffn_hidden_size(config["hidden_size"], config["mlp_ratio"])
+    arguments["patch_size"] = tuple(config["patch_size"])
+    network = LongCatVideoTransformer(**arguments, dtype=dtype, operations=operations)
     network.load_state_dict(state, strict=True)
     return network.eval().requires_grad_(False)
 
