@@ -24,16 +24,25 @@ class SizeGrid(NamedTuple):
         """Whether a size is possible."""
         return size >= (self.rest or self.step) and size % self.step == self.rest
 
+    def floor(self, size: int) -> int:
+        """The largest possible size that is not above `size`; below the smallest one it is not positive."""
+        return (size - self.rest) // self.step * self.step + self.rest
+
     def advice(self, size: int) -> str:
         """The rule and the possible sizes next to one that is not."""
         smallest = self.rest or self.step
-        below = (size - self.rest) // self.step * self.step + self.rest
+        below = self.floor(size)
         near = f"{smallest}" if below < smallest else f"{below} or {below + self.step}"
         return f"must be {self.rule} (use {near}), it is {size}"
 
 
 PIXEL_GRID = SizeGrid(PIXEL_MULTIPLE, 0, f"a multiple of {PIXEL_MULTIPLE}")
 LENGTH_GRID = SizeGrid(TEMPORAL_SCALE, 1, f"{TEMPORAL_SCALE}n+1")
+
+
+def latent_frames(num_frames: int) -> int:
+    """Latent frames of `num_frames` = 4n+1 video frames: the first frame alone, then one for every four."""
+    return (num_frames - 1) // TEMPORAL_SCALE + 1
 
 
 class TokenGrid(NamedTuple):
@@ -93,6 +102,4 @@ class PixelShape(NamedTuple):
         problems = [f"{name} {grid.advice(size)}" for name, grid, size in checks if not grid.holds(size)]
         if problems:
             raise ValueError(f"LongCat-Video cannot make a video of this size: {'; '.join(problems)}.")
-        return LatentShape(
-            (self.frames - 1) // TEMPORAL_SCALE + 1, self.height // SPATIAL_SCALE, self.width // SPATIAL_SCALE
-        )
+        return LatentShape(latent_frames(self.frames), self.height // SPATIAL_SCALE, self.width // SPATIAL_SCALE)

@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from ..longcat_core import detection
-from .latents import LongCatLatent
+from .latents import LongCatContinueLatent, LongCatLatent
 from .loaders import MODELS_FOLDER, LongCatLoader
 from .sampling import LongCatCFGZero, LongCatSampler, LongCatSigmas
 from .text import LongCatTextEncode
@@ -16,6 +16,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongCatLoader,
     LongCatTextEncode,
     LongCatLatent,
+    LongCatContinueLatent,
     LongCatSigmas,
     LongCatCFGZero,
     LongCatSampler,

@@ -1,10 +1,14 @@
-"""Latents of the size of the video."""
+"""Latents of the size of the video, empty or beginning with given frames."""
+
+from typing import Any
 
 import comfy.model_management
 import nodes
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..longcat_core import buckets, condition
 from ..longcat_core.geometry import (
     LATENT_CHANNELS,
     PIXEL_MULTIPLE,
@@ -13,7 +17,11 @@ from ..longcat_core.geometry import (
     LatentShape,
     PixelShape,
 )
-from .validation import check_inputs
+from .validation import check_inputs, check_latent
+
+CUSTOM = "custom"
+SIZES = (CUSTOM, *buckets.RESOLUTIONS)
+DEFAULT_COND_FRAMES = 13
 
 
 def video_shape(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, length: int = 1) -> LatentShape:
@@ -21,8 +29,40 @@ def video_shape(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, lengt
     return PixelShape(length, height, width).latent()
 
 
+def check_continuation(length: int = 1 + TEMPORAL_SCALE, num_cond_frames: int = 1) -> None:
+    """Raise ValueError if there is no video of this length, or nothing of it is left to generate."""
+    video_shape(length=length)
+    condition.check_leaves_room(num_cond_frames, length)
+
+
+def frame_size(size: str, width: int, height: int, frames: Tensor | None) -> buckets.Size:
+    """Pixels of one frame: as asked for, or the trained size nearest in shape to the frames (or to width x height).
+
+    Raises:
+        ValueError: no trained size has nearly that shape.
+    """
+    asked = buckets.Size(height, width)
+    if size == CUSTOM:
+        return asked
+    return buckets.nearest(size, asked if frames is None else buckets.Size(*frames.shape[1:3]))
+
+
+def encoded(vae: Any, frames: Tensor, num_cond_frames: int, target: buckets.Size, size: str, length: int) -> dict:
+    """A LATENT that begins with the end of a video `[F, H, W, C]`, or with an image.
+
+    Raises:
+        ValueError: no VAE, or as `condition.given_frames` and `video_shape`.
+    """
+    if vae is None:
+        raise ValueError("The given frames must be encoded, but no VAE is connected: connect the model's VAE.")
+    shape = video_shape(target.width, target.height, length)
+    given = condition.given_frames(frames, num_cond_frames, length)[..., :3]
+    fitted = condition.filled(given, target) if size == CUSTOM else condition.stretched(given, target)
+    return condition.with_condition(vae.encode(fitted).to(comfy.model_management.intermediate_device()), shape)
+
+
 class LongCatLatent(io.ComfyNode):
-    """Size, length -> LATENT."""
+    """Size, length [, VAE, frames] -> LATENT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -31,8 +71,12 @@ class LongCatLatent(io.ComfyNode):
             node_id="LongCatLatent",
             display_name="LongCat Latent",
             category="model/latent/longcat",
-            description="The empty latent that text-to-video starts from.",
-            search_aliases=["empty latent longcat", "longcat size", "video length", "text to video latent"],
+            description="What sampling starts from: an empty latent for text-to-video; with an image, image-to-video; "
+            "with a video, its continuation. The given frames come first in the latent and are never changed.",
+            search_aliases=[
+                *("empty latent longcat", "longcat size", "video length", "text to video latent"),
+                *("image to video", "i2v longcat", "video continuation", "extend video", "start image"),
+            ],
             inputs=[
                 io.Int.Input(
                     "width",
@@ -56,9 +100,34 @@ class LongCatLatent(io.ComfyNode):
                     min=1,
                     max=nodes.MAX_RESOLUTION,
                     step=TEMPORAL_SCALE,
-                    tooltip="Frames at 15 per second, 4n+1. Trained up to 93 (6.2 s).",
+                    tooltip="Frames at 15 per second, 4n+1, the given ones included. Trained up to 93 (6.2 s).",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, optional=True, tooltip="Videos made at once."),
+                io.Vae.Input("vae", optional=True, tooltip="Encodes the frames; not needed without them."),
+                io.Image.Input(
+                    "frames",
+                    optional=True,
+                    tooltip="An image to animate, or a video (15 frames per second) to continue from its end.",
+                ),
+                io.Int.Input(
+                    "num_cond_frames",
+                    default=DEFAULT_COND_FRAMES,
+                    min=1,
+                    max=nodes.MAX_RESOLUTION,
+                    step=TEMPORAL_SCALE,
+                    optional=True,
+                    tooltip="How many of the video's last frames to continue from, 4n+1 (rounded down); trained "
+                    "with 13. An image is always 1.",
+                ),
+                io.Combo.Input(
+                    "size",
+                    options=list(SIZES),
+                    default=CUSTOM,
+                    optional=True,
+                    tooltip="480p or 720p: the trained size nearest in shape to the frames, which are stretched to it; "
+                    "without frames, to width x height. custom: width x height, the frames' edges are cut off to "
+                    "fill it.",
+                ),
             ],
             outputs=[io.Latent.Output()],
         )
@@ -71,9 +140,71 @@ class LongCatLatent(io.ComfyNode):
         return check_inputs(cls, video_shape, width=width, height=height, length=length)
 
     @classmethod
-    def execute(cls, width: int, height: int, length: int, batch_size: int = 1) -> io.NodeOutput:
-        """Zeros, which ComfyUI's samplers take for "nothing given"."""
-        shape = video_shape(width, height, length)
-        device = comfy.model_management.intermediate_device()
-        samples = torch.zeros([batch_size, LATENT_CHANNELS, *shape], device=device)
-        return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": SPATIAL_SCALE})
+    def execute(
+        cls,
+        width: int,
+        height: int,
+        length: int,
+        batch_size: int = 1,
+        vae: Any = None,
+        frames: Tensor | None = None,
+        num_cond_frames: int = DEFAULT_COND_FRAMES,
+        size: str = CUSTOM,
+    ) -> io.NodeOutput:
+        """Zeros, which ComfyUI's samplers take for "nothing given", or the encoded frames and a mask."""
+        target = frame_size(size, width, height, frames)
+        if frames is None:
+            shape = video_shape(target.width, target.height, length)
+            device = comfy.model_management.intermediate_device()
+            samples = torch.zeros([batch_size, LATENT_CHANNELS, *shape], device=device)
+            return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": SPATIAL_SCALE})
+        latent = encoded(vae, frames, num_cond_frames, target, size, length)
+        return io.NodeOutput(nodes.RepeatLatentBatch().repeat(latent, batch_size)[0])
+
+
+class LongCatContinueLatent(io.ComfyNode):
+    """LATENT -> LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LongCatContinueLatent",
+            display_name="LongCat Continue Latent",
+            category="model/latent/longcat",
+            description="Continues a sampled video: the end of its latent becomes the beginning of the next one, "
+            "without decoding and encoding it, so that colours do not drift. Join the decoded segments with LongCat "
+            "Join.",
+            search_aliases=["extend video", "continue video", "video continuation latent", "longcat extend", "overlap"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="The finished segment, from the sampler."),
+                io.Int.Input(
+                    "length",
+                    default=93,
+                    min=1 + TEMPORAL_SCALE,
+                    max=nodes.MAX_RESOLUTION,
+                    step=TEMPORAL_SCALE,
+                    tooltip="Frames of the next segment, 4n+1, its condition frames included. Trained up to 93.",
+                ),
+                io.Int.Input(
+                    "num_cond_frames",
+                    default=DEFAULT_COND_FRAMES,
+                    min=1,
+                    max=nodes.MAX_RESOLUTION,
+                    step=TEMPORAL_SCALE,
+                    tooltip="How many frames the two segments share, 4n+1 (rounded down); trained with 13.",
+                ),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, length: int | None = None, num_cond_frames: int | None = None) -> bool | str:
+        """Refuse lengths off the model's grid before anything runs."""
+        return check_inputs(cls, check_continuation, length=length, num_cond_frames=num_cond_frames)
+
+    @classmethod
+    def execute(cls, latent: dict[str, Any], length: int, num_cond_frames: int) -> io.NodeOutput:
+        """Cut the end off and put it in front."""
+        check_latent(latent["samples"])
+        return io.NodeOutput(condition.continued(latent["samples"], length, num_cond_frames))

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..longcat_core import detection, schedule
+from ..longcat_core.condition import is_waiting
 from ..longcat_core.guidance import cfg_zero_denoised
 from .validation import check_inputs
 
@@ -171,9 +172,9 @@ class LongCatSampler(io.ComfyNode):
         mode: schedule.Mode,
     ) -> io.NodeOutput:
         """Hand everything to core's SamplerCustom."""
-        if mode == "refine" and not latent["samples"].any():
+        if mode == "refine" and is_waiting(latent["samples"]):
             raise ValueError(
-                "Mode refine starts from a video, but the latent is empty (all zeros). Connect the latent of an "
+                "Mode refine starts from a video, but the latent is empty. Connect the latent of an "
                 "upscaled video, or choose mode base."
             )
         sigmas = model_sigmas(model, steps, mode, schedule.DEFAULT_REFINE_THRESHOLD)

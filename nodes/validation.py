@@ -4,6 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
+
+from ..longcat_core.condition import is_waiting
+from ..longcat_core.geometry import LATENT_CHANNELS
 
 
 def check_inputs(node: type[io.ComfyNode], check: Callable[..., object], **values: Any) -> bool | str:
@@ -31,3 +35,22 @@ def check_inputs(node: type[io.ComfyNode], check: Callable[..., object], **value
     except ValueError as error:
         return str(error)
     return True
+
+
+def check_latent(samples: Tensor) -> None:
+    """Refuse what no sampler made.
+
+    Raises:
+        ValueError: the shape is not a video latent's, or its last frame still waits for noise.
+    """
+    shape = tuple(samples.shape)
+    if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
+        raise ValueError(
+            f"The latent has shape {shape}; a LongCat-Video latent is [batch, {LATENT_CHANNELS}, frames, height, "
+            f"width]. Connect the output of a sampler that started from LongCat Latent."
+        )
+    if is_waiting(samples):
+        raise ValueError(
+            "The latent is empty: nothing was sampled. Connect the output of the sampler; if it is connected, its "
+            "sigmas were empty: check steps, denoise and nodes that split sigmas."
+        )

@@ -7,7 +7,7 @@ import nodes
 import torch
 from comfy_api.latest import io
 
-from ..longcat_core.geometry import LATENT_CHANNELS
+from .validation import check_latent
 
 TILING = ("auto", "always")
 TILE_PIXELS, TILE_OVERLAP_PIXELS = 512, 64
@@ -18,25 +18,6 @@ def needs_tiles(vae: Any, samples: torch.Tensor) -> bool:
     """Whether ComfyUI's own estimate for decoding one video exceeds all the memory that the VAE's device has."""
     required = vae.memory_used_decode(samples[:1].shape, vae.vae_dtype)
     return required > comfy.model_management.get_total_memory(vae.device)
-
-
-def check_latent(samples: torch.Tensor) -> None:
-    """Refuse what no sampler made.
-
-    Raises:
-        ValueError: the shape is not a video latent's, or every value is zero.
-    """
-    shape = tuple(samples.shape)
-    if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
-        raise ValueError(
-            f"The latent has shape {shape}; a LongCat-Video latent is [batch, {LATENT_CHANNELS}, frames, height, "
-            f"width]. Connect the output of a sampler that started from LongCat Latent."
-        )
-    if not samples.any():
-        raise ValueError(
-            "The latent is empty (all zeros): nothing was sampled. Connect the output of the sampler; if it is "
-            "connected, its sigmas were empty: check steps, denoise and nodes that split sigmas."
-        )
 
 
 class LongCatDecode(io.ComfyNode):
