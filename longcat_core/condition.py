@@ -1,7 +1,7 @@
 """Latents that begin with given frames.
 
-The given frames are the leading latent frames of an ordinary ComfyUI latent, and its noise mask is 0 there: the model
-takes every leading, fully masked frame for a condition frame (see `model_base.py`). The rest waits for noise.
+The given frames are the leading latent frames of an ordinary ComfyUI latent, and its noise mask is 0 there: every
+leading, fully masked frame is a condition frame to the model (`model_base.py`). The rest waits for noise.
 """
 
 import logging
@@ -22,8 +22,26 @@ from .geometry import (
     latent_frames,
 )
 
+DEFAULT_COND_FRAMES = 13  # what the reference continues videos with
 LATENT_FORMAT = comfy.latent_formats.Wan21()
 CONDITION_NOISE_SEED = 0x9E3779B97F4A7C15  # added to a video's seed, so that the two noises have nothing in common
+
+
+def leading_clean_frames(denoise_mask: Tensor | None) -> int:
+    """Latent frames at the start that a mask `[B, C, T, H, W]` (1 = generate) keeps entirely; 0 if it keeps them all.
+
+    With every frame kept there is nothing to generate and nothing to condition.
+    """
+    if denoise_mask is None:
+        return 0
+    kept = (denoise_mask.amax(dim=(0, 1, 3, 4)) == 0).tolist()
+    return kept.index(False) if False in kept else 0
+
+
+def leading_window_frames(index_list: list[int], num_cond_latents: int) -> int:
+    """Condition frames at the start of a context window made of the frames `index_list`; 0 if it has no others."""
+    is_cond = [index < num_cond_latents for index in index_list]
+    return is_cond.index(False) if False in is_cond else 0
 
 
 def waiting_latent(shape: LatentShape, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ Modulation, gates, timestep embedding and the final layer are computed in fp32 w
 Source: meituan-longcat/LongCat-Video, `modules/longcat_video_dit.py`, `attention.py`, `blocks.py`, `rope_3d.py`.
 """
 
+import functools
 from typing import Any
 
 import comfy.ldm.common_dit
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from . import rope
 from .geometry import LATENT_CHANNELS, PATCH_SIZE, LatentShape, TokenGrid
+from .kv_cache import KV_CACHE, KV_EXCHANGE
 
 NORM_EPS = 1e-6
 TEXT_MASK = "longcat_text_mask"
@@ -144,7 +146,14 @@ class SelfAttention(nn.Module):
         """`[B, N, C] -> [B, N, C]`; the first `num_cond_tokens` tokens see only each other."""
         q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         q, k = apply_rope(self.q_norm(q), self.k_norm(k), rope_freqs)
+        k, v = with_cached_condition(k, v, transformer_options)
         return self.proj(prefix_causal_attention(q, k, v, num_cond_tokens, transformer_options))
+
+
+def with_cached_condition(k: Tensor, v: Tensor, transformer_options: dict) -> tuple[Tensor, Tensor]:
+    """Keys and values as the cache of condition frames hands them on, if there is one (`kv_cache.py`)."""
+    exchange = transformer_options.get(KV_EXCHANGE)
+    return exchange(transformer_options["block_index"], k, v) if exchange else (k, v)
 
 
 def prefix_causal_attention(q: Tensor, k: Tensor, v: Tensor, num_prefix: int, transformer_options: dict) -> Tensor:
@@ -248,7 +257,8 @@ class Block(nn.Module):
         h = modulate(x, shift_msa, scale_msa)
         x = gated_residual(x, gate_msa, self.attn(h, rope_freqs, num_cond_tokens, transformer_options))
         noise = x[:, num_cond_tokens:]
-        noise += self.cross_attn(self.pre_crs_attn_norm(noise), context, transformer_options)
+        if noise.shape[1]:
+            noise += self.cross_attn(self.pre_crs_attn_norm(noise), context, transformer_options)
         h = modulate(x, shift_mlp, scale_mlp)
         return gated_residual(x, gate_mlp, self.ffn(h))
 
@@ -291,6 +301,7 @@ class LongCatVideoTransformer(nn.Module):
         """Sizes default to the released checkpoint's; `image_model` is the name ComfyUI detected and is not used."""
         super().__init__()
         self.dtype = dtype
+        self.hidden_size = hidden_size
         self.patch_size = patch_size
         self.out_channels = out_channels
         self.text_tokens_zero_pad = text_tokens_zero_pad
@@ -330,8 +341,9 @@ class LongCatVideoTransformer(nn.Module):
             transformer_options: ComfyUI's per-call options (wrappers, patches, attention override).
             kwargs: further ComfyUI conditioning such as `control`, which this model has no use for.
         """
+        cache = transformer_options.get(KV_CACHE)
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(
-            self._forward,
+            functools.partial(cache.run, self._forward) if cache else self._forward,
             self,
             comfy.patcher_extension.get_all_wrappers(
                 comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options

@@ -10,25 +10,10 @@ import comfy.model_base
 import torch
 from torch import Tensor
 
+from .condition import leading_clean_frames, leading_window_frames
+from .kv_cache import KVCache
 from .model import LongCatVideoTransformer
 from .text import fixed_length
-
-
-def leading_clean_frames(denoise_mask: Tensor | None) -> int:
-    """Latent frames at the start that a mask `[B, C, T, H, W]` (1 = generate) keeps entirely; 0 if it keeps them all.
-
-    With every frame kept there is nothing to generate and nothing to condition.
-    """
-    if denoise_mask is None:
-        return 0
-    kept = (denoise_mask.amax(dim=(0, 1, 3, 4)) == 0).tolist()
-    return kept.index(False) if False in kept else 0
-
-
-def leading_window_frames(index_list: list[int], num_cond_latents: int) -> int:
-    """Condition frames at the start of a context window made of the frames `index_list`; 0 if it has no others."""
-    is_cond = [index < num_cond_latents for index in index_list]
-    return is_cond.index(False) if False in is_cond else 0
 
 
 class LongCatVideoModel(comfy.model_base.BaseModel):
@@ -45,6 +30,12 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
             unet_model=LongCatVideoTransformer,
         )
         self.num_cond_latents = 0
+        self.kv_cache: KVCache | None = None
+
+    def memory_required(self, input_shape: list[int], cond_shapes: dict[str, Any] = {}) -> float:  # noqa: B006 - core's signature
+        """Bytes that ComfyUI keeps free for a call, with those that a cache of this run will take."""
+        reserved = self.kv_cache.bytes_to_come if self.kv_cache else 0
+        return super().memory_required(input_shape, cond_shapes=cond_shapes) + reserved
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Text and condition frames for the network.

@@ -6,11 +6,12 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from ..longcat_core import detection
+from .acceleration import LongCatKVCache
 from .latents import LongCatContinueLatent, LongCatLatent
 from .loaders import MODELS_FOLDER, LongCatLoader
 from .sampling import LongCatCFGZero, LongCatSampler, LongCatSigmas
 from .text import LongCatTextEncode
-from .video import LongCatDecode
+from .video import LongCatDecode, LongCatJoin
 
 NODES: list[type[io.ComfyNode]] = [
     LongCatLoader,
@@ -19,8 +20,10 @@ NODES: list[type[io.ComfyNode]] = [
     LongCatContinueLatent,
     LongCatSigmas,
     LongCatCFGZero,
+    LongCatKVCache,
     LongCatSampler,
     LongCatDecode,
+    LongCatJoin,
 ]
 
 

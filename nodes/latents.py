@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..longcat_core import buckets, condition
+from ..longcat_core.condition import DEFAULT_COND_FRAMES
 from ..longcat_core.geometry import (
     LATENT_CHANNELS,
     PIXEL_MULTIPLE,
@@ -21,7 +22,6 @@ from .validation import check_inputs, check_latent
 
 CUSTOM = "custom"
 SIZES = (CUSTOM, *buckets.RESOLUTIONS)
-DEFAULT_COND_FRAMES = 13
 
 
 def video_shape(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, length: int = 1) -> LatentShape:

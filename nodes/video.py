@@ -1,12 +1,15 @@
-"""From latents to frames."""
+"""From latents to frames, and from segments to one video."""
 
+import logging
 from typing import Any
 
 import comfy.model_management
+import comfy.utils
 import nodes
 import torch
 from comfy_api.latest import io
 
+from ..longcat_core.condition import DEFAULT_COND_FRAMES
 from .validation import check_latent
 
 TILING = ("auto", "always")
@@ -56,3 +59,57 @@ class LongCatDecode(io.ComfyNode):
             tiles = (TILE_PIXELS, TILE_OVERLAP_PIXELS, TILE_FRAMES, TILE_OVERLAP_FRAMES)
             return io.NodeOutput(*nodes.VAEDecodeTiled().decode(vae, latent, *tiles))
         return io.NodeOutput(*nodes.VAEDecode().decode(vae, latent))
+
+
+def joined(source: torch.Tensor, continuation: torch.Tensor, overlap: int) -> torch.Tensor:
+    """Frames `[F, H, W, C]` of a video followed by those of its continuation that are new, at the size of the video.
+
+    Raises:
+        ValueError: the overlap is longer than the video, or leaves nothing of the continuation.
+    """
+    if overlap > len(source) or overlap >= len(continuation):
+        raise ValueError(
+            f"overlap is {overlap}, but the source has {len(source)} frames and the continuation {len(continuation)}: "
+            f"it must be num_cond_frames of the node that made the continuation's latent (1 for an image)."
+        )
+    new = continuation[overlap:]
+    if new.shape[1:3] != source.shape[1:3]:
+        logging.info("LongCat Join resizes the continuation from %s to %s.", new.shape[1:3], source.shape[1:3])
+        height, width = source.shape[1:3]
+        new = comfy.utils.common_upscale(new.movedim(-1, 1), width, height, "bicubic", "disabled").movedim(1, -1)
+        new = new.clamp(0, 1)
+    return torch.cat([source[..., :3], new.to(source)], dim=0)
+
+
+class LongCatJoin(io.ComfyNode):
+    """IMAGE, IMAGE -> IMAGE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LongCatJoin",
+            display_name="LongCat Join",
+            category="model/latent/longcat",
+            description="Puts a continuation behind the video that it continues. The frames that both have are taken "
+            "from the source, so they are exactly the given ones; the continuation is brought to the source's size.",
+            search_aliases=["join videos", "extend video", "concatenate segments", "stitch video", "longcat extend"],
+            inputs=[
+                io.Image.Input("source", tooltip="The video that was continued, up to its last frame."),
+                io.Image.Input("continuation", tooltip="Its decoded continuation, beginning with the shared frames."),
+                io.Int.Input(
+                    "overlap",
+                    default=DEFAULT_COND_FRAMES,
+                    min=0,
+                    max=nodes.MAX_RESOLUTION,
+                    tooltip="Frames that both have: num_cond_frames of LongCat Latent or LongCat Continue Latent "
+                    "(after rounding), 1 for an image.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The whole video.")],
+        )
+
+    @classmethod
+    def execute(cls, source: torch.Tensor, continuation: torch.Tensor, overlap: int) -> io.NodeOutput:
+        """Append what is new."""
+        return io.NodeOutput(joined(source, continuation, overlap))
