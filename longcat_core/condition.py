@@ -149,12 +149,14 @@ def lightly_noised(condition: Tensor, sigma: float, seed: int) -> Tensor:
     return LATENT_FORMAT.process_out((1 - sigma) * LATENT_FORMAT.process_in(condition) + sigma * noise)
 
 
-def colour_anchored(samples: Tensor, anchor: Tensor, strength: float) -> Tensor:
+def color_anchored(samples: Tensor, anchor: Tensor, strength: float) -> Tensor:
     """Move mean and spread of every latent channel towards those of `anchor`; both `[B, 16, T, H, W]`.
 
-    Colour and brightness live in these statistics (adaptive instance normalisation, arXiv 1703.06868); strength 1
+    Color and brightness live in these statistics (adaptive instance normalisation, arXiv 1703.06868); strength 1
     replaces them, 0 keeps the samples.
     """
+    if not strength:
+        return samples
     dims = (2, 3, 4)
     spread, mean = torch.std_mean(samples, dims, keepdim=True)
     anchor_spread, anchor_mean = torch.std_mean(anchor, dims, keepdim=True)

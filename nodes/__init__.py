@@ -10,6 +10,7 @@ from .acceleration import LongCatKVCache
 from .latents import LongCatContinueLatent, LongCatLatent
 from .loaders import MODELS_FOLDER, LongCatLoader
 from .sampling import LongCatCFGZero, LongCatSampler, LongCatSigmas
+from .storyboard import LongCatStoryboard
 from .text import LongCatTextEncode
 from .video import LongCatDecode, LongCatJoin
 
@@ -24,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongCatSampler,
     LongCatDecode,
     LongCatJoin,
+    LongCatStoryboard,
 ]
 
 

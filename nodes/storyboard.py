@@ -1,0 +1,243 @@
+"""A video of any length from a list of prompts."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import nodes
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..longcat_core import condition, storyboard
+from ..longcat_core.condition import DEFAULT_COND_FRAMES
+from ..longcat_core.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
+from ..longcat_core.storyboard import SegmentFiles
+from .latents import CUSTOM, SIZES, check_continuation, video_shape
+from .segments import Settings, Studio, make_video, video_metadata
+from .validation import check_inputs
+
+
+def check_storyboard(
+    prompts: str = "-",
+    segments: int = 0,
+    width: int = PIXEL_MULTIPLE,
+    height: int = PIXEL_MULTIPLE,
+    length: int = 1 + TEMPORAL_SCALE,
+    num_cond_frames: int = 1,
+) -> None:
+    """Raise ValueError if no such video can be planned."""
+    storyboard.prompts_of_segments(prompts, segments)
+    video_shape(width, height, length)
+    check_continuation(length, num_cond_frames)
+
+
+class LongCatStoryboard(io.ComfyNode):
+    """MODEL, CLIP, VAE, prompts -> IMAGE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="LongCatStoryboard",
+            display_name="LongCat Storyboard",
+            category="model/sampling",
+            description="A video of any length, segment by segment, each continuing the one before without decoding "
+            "it. Every finished segment is saved to the output folder at once; after a cancel, a crash or a restart "
+            "the same inputs go on from the last finished segment.",
+            search_aliases=["long video", "multi prompt video", "longcat long", "extend video", "interactive video"],
+            inputs=[
+                io.Model.Input("model", tooltip="LongCat-Video; with LongCat KV Cache in front it is faster."),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="One prompt per line, each line is a segment; or a single one for all segments.",
+                ),
+                io.String.Input("negative", multiline=True, tooltip="What no segment should show; ignored at cfg 1."),
+                io.Int.Input(
+                    "segments",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="How many segments; 0: as many as there are prompts.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=832,
+                    min=PIXEL_MULTIPLE,
+                    max=nodes.MAX_RESOLUTION,
+                    step=PIXEL_MULTIPLE,
+                    tooltip="Pixels, a multiple of 16. Trained at about 480 x 832 pixels in any aspect ratio.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=480,
+                    min=PIXEL_MULTIPLE,
+                    max=nodes.MAX_RESOLUTION,
+                    step=PIXEL_MULTIPLE,
+                    tooltip="Pixels, a multiple of 16.",
+                ),
+                io.Int.Input(
+                    "length",
+                    default=93,
+                    min=1 + TEMPORAL_SCALE,
+                    max=nodes.MAX_RESOLUTION,
+                    step=TEMPORAL_SCALE,
+                    tooltip="Frames of one segment at 15 per second, 4n+1. Trained up to 93 (6.2 s).",
+                ),
+                io.Int.Input(
+                    "num_cond_frames",
+                    default=DEFAULT_COND_FRAMES,
+                    min=1,
+                    max=nodes.MAX_RESOLUTION,
+                    step=TEMPORAL_SCALE,
+                    tooltip="Frames that a segment shares with the one before, 4n+1 (rounded down); trained with 13. "
+                    "Segments after the first add length - num_cond_frames frames.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=storyboard.MAX_SEED,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="The noise of the first segment. Another seed is another video: to go on with one that "
+                    "was interrupted, keep it.",
+                ),
+                io.Combo.Input(
+                    "seed_policy",
+                    options=list(storyboard.SEED_POLICIES),
+                    default="increment",
+                    tooltip="increment: each segment has the next seed. same: all have the same noise.",
+                ),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="50; 16 for distill (at most 50)."),
+                io.Float.Input(
+                    "cfg",
+                    default=4.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance scale: 4; 1 (off, twice as fast) for distill.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(storyboard.STORYBOARD_MODES),
+                    default="enhance_hf",
+                    tooltip="enhance_hf: more steps at low noise for every continuation, as the reference makes long "
+                    "videos (56 model calls from 50 steps). base: the same steps throughout. distill: with the "
+                    "distilled LoRA (16 steps, cfg 1).",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="longcat/storyboard",
+                    tooltip="Folder and beginning of the names of the segments' files in the output folder.",
+                ),
+                io.Image.Input(
+                    "frames",
+                    optional=True,
+                    tooltip="An image that the video starts from, or a video (15 frames per second) to continue: the "
+                    "result then begins with its last num_cond_frames.",
+                ),
+                io.Combo.Input(
+                    "size",
+                    options=list(SIZES),
+                    default=CUSTOM,
+                    optional=True,
+                    tooltip="480p or 720p: the trained size nearest in shape to the frames (or to width x height); "
+                    "custom: width x height.",
+                ),
+                io.Float.Input(
+                    "color_anchor",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How far colors and brightness of later segments are pulled to those of the first; 0: not. "
+                    "Helps against drift in one scene, wrong where the scene changes.",
+                ),
+                io.Float.Input(
+                    "condition_noise",
+                    default=0.0,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Share of noise in the frames that a segment continues from, so that it does not copy "
+                    "their flaws; they stay clean in the video. 0: none, 0.05 is slight.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The whole video, 15 frames per second.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        prompts: str | None = None,
+        segments: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        length: int | None = None,
+        num_cond_frames: int | None = None,
+    ) -> bool | str:
+        """Refuse a video that cannot be planned before anything runs."""
+        return check_inputs(
+            cls,
+            check_storyboard,
+            prompts=prompts,
+            segments=segments,
+            width=width,
+            height=height,
+            length=length,
+            num_cond_frames=num_cond_frames,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        prompts: str,
+        negative: str,
+        segments: int,
+        seed: int,
+        seed_policy: storyboard.SeedPolicy,
+        mode: Any,
+        filename_prefix: str,
+        frames: Tensor | None = None,
+        num_cond_frames: int = DEFAULT_COND_FRAMES,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        """Plan, then make what is not there yet."""
+        common = Settings(negative=negative, num_cond_frames=condition.whole_latents(num_cond_frames), **settings)
+        plan = storyboard.plan(
+            storyboard.prompts_of_segments(prompts, segments),
+            mode,
+            seed,
+            seed_policy,
+            continues=frames is not None and len(frames) > 1,
+            settings=asdict(common) | {"frames": storyboard.frames_digest(frames), "models": models_digest(cls.hidden)},
+        )
+        folder, name, _, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        files = SegmentFiles(Path(folder), name)
+        studio = Studio(model, clip, vae, frames, common)
+        video = make_video(studio, plan, files, cls.hidden.unique_id, video_metadata(cls.hidden))
+        saved = [ui.SavedResult(files.video(s).name, subfolder, io.FolderType.output) for s in plan]
+        return io.NodeOutput(video, ui=ui.PreviewVideo(saved))
+
+
+def models_digest(hidden: Any) -> str:
+    """A fingerprint of the nodes that gave MODEL, CLIP and VAE."""
+    inputs = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
+    return storyboard.digest(
+        *(storyboard.graph_digest(hidden.dynprompt.get_node, inputs[name]) for name in ("model", "clip", "vae"))
+    )
