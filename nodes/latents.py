@@ -17,6 +17,7 @@ from ..longcat_core.geometry import (
     TEMPORAL_SCALE,
     LatentShape,
     PixelShape,
+    latent_frames,
 )
 from .validation import check_inputs, check_latent
 
@@ -51,14 +52,21 @@ def encoded(vae: Any, frames: Tensor, num_cond_frames: int, target: buckets.Size
     """A LATENT that begins with the end of a video `[F, H, W, C]`, or with an image.
 
     Raises:
-        ValueError: no VAE, or as `condition.given_frames` and `video_shape`.
+        ValueError: no VAE or another model's, or as `condition.given_frames` and `video_shape`.
     """
     if vae is None:
         raise ValueError("The given frames must be encoded, but no VAE is connected: connect the model's VAE.")
     shape = video_shape(target.width, target.height, length)
     given = condition.given_frames(frames, num_cond_frames, length)[..., :3]
     fitted = condition.filled(given, target) if size == CUSTOM else condition.stretched(given, target)
-    return condition.with_condition(vae.encode(fitted).to(comfy.model_management.intermediate_device()), shape)
+    latents = vae.encode(fitted).to(comfy.model_management.intermediate_device())
+    expected = (1, LATENT_CHANNELS, *shape._replace(frames=latent_frames(len(fitted))))
+    if tuple(latents.shape) != expected:
+        raise ValueError(
+            f"The connected VAE encodes the frames to shape {tuple(latents.shape)}, LongCat-Video needs {expected}: it "
+            f"is not the Wan 2.1 VAE. Take VAE from LongCat Loader, or Load VAE with wan_2.1_vae."
+        )
+    return condition.with_condition(latents, shape)
 
 
 class LongCatLatent(io.ComfyNode):

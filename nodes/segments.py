@@ -106,7 +106,7 @@ def make_video(
         if finished is None:
             finished = studio.make(segment, conditionings, studio.begin(samples), first)
             files.save_latent(segment, finished)
-        samples = finished
+        samples = finished.to(comfy.model_management.intermediate_device())
         first = samples if first is None else first
 
         new = studio.decode(samples)[overlap if segment.index else 0 :]

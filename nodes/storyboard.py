@@ -14,8 +14,11 @@ from ..longcat_core.condition import DEFAULT_COND_FRAMES
 from ..longcat_core.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
 from ..longcat_core.storyboard import SegmentFiles
 from .latents import CUSTOM, SIZES, check_continuation, video_shape
+from .sampling import check_schedule
 from .segments import Settings, Studio, make_video, video_metadata
 from .validation import check_inputs
+
+LINKED_LENGTH = 1 + TEMPORAL_SCALE * nodes.MAX_RESOLUTION  # for one that is not known yet: has room for any overlap
 
 
 def check_storyboard(
@@ -23,11 +26,16 @@ def check_storyboard(
     segments: int = 0,
     width: int = PIXEL_MULTIPLE,
     height: int = PIXEL_MULTIPLE,
-    length: int = 1 + TEMPORAL_SCALE,
+    length: int = LINKED_LENGTH,
     num_cond_frames: int = 1,
+    steps: int = 1,
+    mode: Any = "base",
 ) -> None:
     """Raise ValueError if no such video can be planned."""
     storyboard.prompts_of_segments(prompts, segments)
+    if mode not in storyboard.STORYBOARD_MODES:
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(storyboard.STORYBOARD_MODES)}.")
+    check_schedule(steps, mode)
     video_shape(width, height, length)
     check_continuation(length, num_cond_frames)
 
@@ -185,6 +193,8 @@ class LongCatStoryboard(io.ComfyNode):
         height: int | None = None,
         length: int | None = None,
         num_cond_frames: int | None = None,
+        steps: int | None = None,
+        mode: str | None = None,
     ) -> bool | str:
         """Refuse a video that cannot be planned before anything runs."""
         return check_inputs(
@@ -196,6 +206,8 @@ class LongCatStoryboard(io.ComfyNode):
             height=height,
             length=length,
             num_cond_frames=num_cond_frames,
+            steps=steps,
+            mode=mode,
         )
 
     @classmethod
@@ -207,16 +219,32 @@ class LongCatStoryboard(io.ComfyNode):
         prompts: str,
         negative: str,
         segments: int,
+        width: int,
+        height: int,
+        length: int,
+        num_cond_frames: int,
         seed: int,
         seed_policy: storyboard.SeedPolicy,
+        steps: int,
         mode: Any,
         filename_prefix: str,
         frames: Tensor | None = None,
-        num_cond_frames: int = DEFAULT_COND_FRAMES,
         **settings: Any,
     ) -> io.NodeOutput:
         """Plan, then make what is not there yet."""
-        common = Settings(negative=negative, num_cond_frames=condition.whole_latents(num_cond_frames), **settings)
+        # Linked values are known only here, and most errors would come to light only after the first segment.
+        checked = cls.validate_inputs(prompts, segments, width, height, length, num_cond_frames, steps, mode)
+        if isinstance(checked, str):
+            raise ValueError(checked)
+        common = Settings(
+            negative=negative,
+            width=width,
+            height=height,
+            length=length,
+            num_cond_frames=condition.whole_latents(num_cond_frames),
+            steps=steps,
+            **settings,
+        )
         plan = storyboard.plan(
             storyboard.prompts_of_segments(prompts, segments),
             mode,
