@@ -47,6 +47,11 @@ class Case:
         """Model weights in fp32."""
         return {name: t.float() for name, t in load(f"models/{self.spec['model']}.safetensors").items()}
 
+    def sibling(self, case_id: str) -> "Case":
+        """Another case of the same set."""
+        (found,) = (case for case in cases(self.set_name) if case.spec["id"] == case_id)
+        return found
+
     def inputs(self) -> dict[str, Tensor | None]:
         """Input tensors; those stored in bf16 are exact in fp32."""
         tensors = load(f"{self.set_name}.safetensors")

@@ -1,6 +1,7 @@
 """The pack against the original implementation, case by case."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import comfy.ops
 import pytest
@@ -15,16 +16,19 @@ from goldens import (
     cases,
     relative_l2,
 )
+from network import Network
+from refine_inputs import padding, refine_start
 from toy import ToyNetwork
 
-T2V_LOOPS = ("t2v",)
+from longcat_core.geometry import latent_frames
+
+# Without dit_return_kv: condition frames that are cached and see the text, which no pipeline of the original does.
+NETWORK_CASES = [case for name in ("dit_t2v", "dit_i2v", "dit_vc") for case in cases(name, ("dit",))]
 PIECES = tuple({case.spec["kind"] for case in cases("pieces")})
 OPERATIONS = {"disable_weight_init": comfy.ops.disable_weight_init, "manual_cast": comfy.ops.manual_cast}
 
 
-def of_loop(set_name: str, kind: str) -> list[Case]:
-    """Sampling cases of the loops that the pack has."""
-    return [case for case in cases(set_name, (kind,)) if case.args["loop"] in T2V_LOOPS]
+REFINE_CASES = [case for case in cases("samplers", ("sampler",)) if case.args["loop"] == "refine"]
 
 
 def each(selected: list[Case]) -> pytest.MarkDecorator:
@@ -48,19 +52,61 @@ def note(worst: dict[str, tuple[float, str]], rule: str, multiple: float, case: 
     worst[rule] = max(worst.get(rule, (0.0, "")), (multiple, case.id))
 
 
-@each(cases("dit_t2v"))
+def call(network: Network, case: Case, **options: Any) -> Any:
+    """The network on the inputs of a case."""
+    i = case.inputs()
+    hidden_states, text = (i[name].to(case.dtype) for name in ("hidden_states", "encoder_hidden_states"))
+    return network(hidden_states, i["timestep"], text, i["encoder_attention_mask"], **options)
+
+
+@each(NETWORK_CASES)
 @pytest.mark.parametrize("operations", OPERATIONS)
 @torch.no_grad()
 def test_network(case: Case, operations: str, worst: dict) -> None:
-    i = case.inputs()
     network = Adapter(OPERATIONS[operations]).dit(case.config, case.state, case.dtype, [])
-    hidden_states, text = i["hidden_states"].to(case.dtype), i["encoder_hidden_states"].to(case.dtype)
-    out = network(hidden_states, i["timestep"], text, i["encoder_attention_mask"])
+    out = call(network, case, num_cond_latents=case.args["num_cond_latents"])
     assert out.dtype == torch.float32
     if case.dtype == torch.bfloat16:
         note(worst, "bf16", assert_bf16(out, case.output("out64"), case.noise("out")), case)
     else:
         note(worst, "fp32", assert_fp32(out, case.output("out"), case.noise("out")), case)
+
+
+@each(cases("dit_vc", ("dit_cache_pass",)))
+@torch.no_grad()
+def test_condition_pass(case: Case, worst: dict) -> None:
+    adapter = Adapter()
+    network = adapter.dit(case.config, case.state, case.dtype, [])
+    out, cache = call(network, case, return_kv=True, skip_crs_attn=True)
+    found = {"out": out}
+    for index in range(len(network.module.blocks)):
+        found[f"k{index}"], found[f"v{index}"] = adapter.cache_kv(cache, index)
+    for name in case.spec["outputs"]:
+        note(worst, "fp32", assert_fp32(found[name], case.output(name), case.noise(name)), case)
+
+
+@each(cases("dit_vc", ("dit_with_cache",)))
+@torch.no_grad()
+def test_network_with_cache(case: Case, worst: dict) -> None:
+    adapter = Adapter()
+    network = adapter.dit(case.config, case.state, case.dtype, [])
+    _, cache = call(network, case.sibling(case.args["cache_from"]), return_kv=True, skip_crs_attn=True)
+    if "cache_rows" in case.args:
+        cache = adapter.cache_rows(cache, *map(int, case.args["cache_rows"].split(":")))
+    out = call(network, case, kv_cache=cache)
+    note(worst, "fp32", assert_fp32(out, case.output("out"), case.noise("out")), case)
+
+
+@each([case for case in NETWORK_CASES if case.args["num_cond_latents"] and case.inputs()["timestep"].ndim == 2])
+@torch.no_grad()
+def test_cache_changes_nothing(case: Case) -> None:
+    n, i = case.args["num_cond_latents"], case.inputs()
+    x, text = i["hidden_states"].to(case.dtype), i["encoder_hidden_states"].to(case.dtype)
+    network = Adapter().dit(case.config, case.state, case.dtype, [])
+    whole = call(network, case, num_cond_latents=n)[:, :, n:]
+    cache = network.cached(x[:, :, :n], text)
+    behind = network(x[:, :, n:], i["timestep"][:, n:], text, i["encoder_attention_mask"], kv_cache=cache)
+    assert relative_l2(behind, whole) <= case.noise("out")["rel_l2"]
 
 
 @each(cases("pieces", PIECES))
@@ -94,7 +140,17 @@ def test_schedule(case: Case) -> None:
     assert torch.equal(timesteps.bfloat16().float(), case.output("timesteps_as_seen_by_bf16_dit").float())
 
 
-@each(of_loop("samplers", "sampler"))
+@each(REFINE_CASES)
+def test_refine_inputs(case: Case) -> None:
+    i, a = case.inputs(), case.args
+    latents, num_cond_latents = refine_start(i, a)
+    assert_fp32(latents, case.output("latents_in"), EXACT)
+    num_frames = len(i["stage1_video"]) * (1 if a.get("spatial_refine_only") else 2)
+    assert padding(num_frames, a.get("num_cond_frames", 0)).front == a["num_cond_frames_added"]
+    assert num_cond_latents == latent_frames(a["num_cond_frames_padded"])
+
+
+@each(cases("samplers", ("sampler",)))
 def test_loop_with_stand_in_network(case: Case, worst: dict) -> None:
     i = case.inputs()
     network = ToyNetwork(i["P"], case.dtype)
@@ -113,7 +169,7 @@ def test_loop_with_stand_in_network(case: Case, worst: dict) -> None:
         assert relative_l2(found["st_star"].flatten(), case.output("st_star").flatten()) <= tolerance
 
 
-@each(of_loop("loops", "loop"))
+@each(cases("loops"))
 def test_loop_through_comfyui(case: Case, worst: dict) -> None:
     network = Adapter().dit(case.config, case.state, case.dtype, [])
     found = Adapter().sample(case.args["loop"], network, case.inputs(), case.args)
