@@ -80,9 +80,10 @@ def whole_latents(num_cond_frames: int) -> int:
 def check_leaves_room(num_cond_frames: int, length: int) -> None:
     """Raise ValueError if condition frames leave nothing to generate in a video of `length` frames."""
     if num_cond_frames >= length:
+        lower = "Lower num_cond_frames, or raise" if num_cond_frames > 1 else "Raise"
         raise ValueError(
-            f"{num_cond_frames} condition frames leave nothing to generate in a video of {length} frames. Lower "
-            f"num_cond_frames, or raise length to at least {num_cond_frames + TEMPORAL_SCALE}."
+            f"{num_cond_frames} condition frames leave nothing to generate in a video of {length} frames. {lower} "
+            f"length to at least {num_cond_frames + TEMPORAL_SCALE}."
         )
 
 

@@ -12,6 +12,7 @@ from ..longcat_core import buckets, condition
 from ..longcat_core.condition import DEFAULT_COND_FRAMES
 from ..longcat_core.geometry import (
     LATENT_CHANNELS,
+    LENGTH_GRID,
     PIXEL_MULTIPLE,
     SPATIAL_SCALE,
     TEMPORAL_SCALE,
@@ -19,7 +20,7 @@ from ..longcat_core.geometry import (
     PixelShape,
     latent_frames,
 )
-from .validation import check_inputs, check_latent
+from .validation import check_inputs, check_latent, rgb
 
 CUSTOM = "custom"
 SIZES = (CUSTOM, *buckets.RESOLUTIONS)
@@ -33,7 +34,7 @@ def video_shape(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, lengt
 def check_continuation(length: int = 1 + TEMPORAL_SCALE, num_cond_frames: int = 1) -> None:
     """Raise ValueError if there is no video of this length, or nothing of it is left to generate."""
     video_shape(length=length)
-    condition.check_leaves_room(num_cond_frames, length)
+    condition.check_leaves_room(LENGTH_GRID.floor(num_cond_frames), length)
 
 
 def frame_size(size: str, width: int, height: int, frames: Tensor | None) -> buckets.Size:
@@ -57,7 +58,7 @@ def encoded(vae: Any, frames: Tensor, num_cond_frames: int, target: buckets.Size
     if vae is None:
         raise ValueError("The given frames must be encoded, but no VAE is connected: connect the model's VAE.")
     shape = video_shape(target.width, target.height, length)
-    given = condition.given_frames(frames, num_cond_frames, length)[..., :3]
+    given = rgb(condition.given_frames(frames, num_cond_frames, length))
     fitted = condition.filled(given, target) if size == CUSTOM else condition.stretched(given, target)
     latents = vae.encode(fitted).to(comfy.model_management.intermediate_device())
     expected = (1, LATENT_CHANNELS, *shape._replace(frames=latent_frames(len(fitted))))
@@ -80,7 +81,7 @@ class LongCatLatent(io.ComfyNode):
             display_name="LongCat Latent",
             category="model/latent/longcat",
             description="What sampling starts from: an empty latent for text-to-video; with an image, image-to-video; "
-            "with a video, its continuation. The given frames come first in the latent and are never changed.",
+            "with a video, its continuation. The given frames come first; the network sees them unchanged.",
             search_aliases=[
                 *("empty latent longcat", "longcat size", "video length", "text to video latent"),
                 *("image to video", "i2v longcat", "video continuation", "extend video", "start image"),
@@ -215,4 +216,5 @@ class LongCatContinueLatent(io.ComfyNode):
     def execute(cls, latent: dict[str, Any], length: int, num_cond_frames: int) -> io.NodeOutput:
         """Cut the end off and put it in front."""
         check_latent(latent["samples"])
+        check_continuation(length, num_cond_frames)
         return io.NodeOutput(condition.continued(latent["samples"], length, num_cond_frames))

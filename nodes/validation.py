@@ -54,3 +54,8 @@ def check_latent(samples: Tensor) -> None:
             "The latent is empty: nothing was sampled. Connect the output of the sampler; if it is connected, its "
             "sigmas were empty: check steps, denoise and nodes that split sigmas."
         )
+
+
+def rgb(frames: Tensor) -> Tensor:
+    """Frames `[F, H, W, C]` without what stands behind their three colors; grey ones (C = 1) get three."""
+    return frames.expand(-1, -1, -1, 3) if frames.shape[-1] == 1 else frames[..., :3]

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..longcat_core.condition import DEFAULT_COND_FRAMES
-from .validation import check_latent
+from .validation import check_latent, rgb
 
 TILING = ("auto", "always")
 TILE_PIXELS, TILE_OVERLAP_PIXELS = 512, 64
@@ -70,15 +70,16 @@ def joined(source: torch.Tensor, continuation: torch.Tensor, overlap: int) -> to
     if overlap > len(source) or overlap >= len(continuation):
         raise ValueError(
             f"overlap is {overlap}, but the source has {len(source)} frames and the continuation {len(continuation)}: "
-            f"it must be num_cond_frames of the node that made the continuation's latent (1 for an image)."
+            f"it must be num_cond_frames of the node that made the continuation's latent (1 for an image), and the "
+            f"source the whole video that was continued."
         )
-    new = continuation[overlap:]
+    source, new = rgb(source), rgb(continuation[overlap:])
     if new.shape[1:3] != source.shape[1:3]:
         logging.info("LongCat Join resizes the continuation from %s to %s.", new.shape[1:3], source.shape[1:3])
         height, width = source.shape[1:3]
         new = comfy.utils.common_upscale(new.movedim(-1, 1), width, height, "bicubic", "disabled").movedim(1, -1)
         new = new.clamp(0, 1)
-    return torch.cat([source[..., :3], new.to(source)], dim=0)
+    return torch.cat([source, new.to(source)], dim=0)
 
 
 class LongCatJoin(io.ComfyNode):

@@ -19,8 +19,11 @@ API = PACK / "workflows" / "api"
 JPEG_START = b"\xff\xd8\xff"
 THUMBNAIL_BYTES = 60_000
 NOTES = ("MarkdownNote", "Note")
-WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3", "IMAGEUPLOAD")
+UPLOADS = ("image_upload", "video_upload")
+EDITOR_ONLY = ("control_after_generate", "upload")
 MODEL_FOLDERS = {"folder": "longcat", "unet_name": "diffusion_models", "clip_name": "text_encoders", "vae_name": "vae"}
+INPUT_FILES = {"LoadImage": "image", "LoadVideo": "file"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,11 +53,16 @@ def ours(node_id: str) -> bool:
 
 
 def inputs(node_id: str) -> Iterator[tuple[str, str, Json]]:
-    """Name, type and options of each input in the order in which the graph editor builds them."""
+    """Name, type and options of each input in the order in which the graph editor builds them.
+
+    Behind a choice of files it puts a button.
+    """
     declared = nodes.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()
     for section in ("required", "optional"):
         for name, (kind, *options) in declared.get(section, {}).items():
             yield name, kind if isinstance(kind, str) else "COMBO", options[0] if options else {}
+            if options and any(options[0].get(upload) for upload in UPLOADS):
+                yield "upload", "IMAGEUPLOAD", {}
 
 
 def widgets(node_id: str) -> list[str]:
@@ -79,8 +87,8 @@ def to_api(workflow: Json) -> Json:
     sources = {link: [str(source), slot] for link, source, slot, *_ in workflow["links"]}
     prompt = {}
     for node in executed(workflow):
-        values = dict(zip(widgets(node["type"]), node["widgets_values"], strict=True))
-        values.pop("control_after_generate", None)
+        shown = dict(zip(widgets(node["type"]), node["widgets_values"], strict=True))
+        values = {name: value for name, value in shown.items() if name not in EDITOR_ONLY}
         linked = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
         prompt[str(node["id"])] = {
             "class_type": node["type"],
@@ -135,7 +143,10 @@ def test_is_the_api_prompt_of_the_same_name(path: Path, workflow: Json) -> None:
 def test_core_accepts_the_prompt(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Types, ranges and choices are right, given files of the names that the prompt asks for."""
     prompt = json.loads((API / path.name).read_text(encoding="utf-8"))
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path))
     for node in prompt.values():
+        if node["class_type"] in INPUT_FILES:
+            (tmp_path / node["inputs"][INPUT_FILES[node["class_type"]]]).touch()
         for name in MODEL_FOLDERS.keys() & node["inputs"].keys():
             model = tmp_path / node["inputs"][name]
             if model.suffix:

@@ -1,0 +1,144 @@
+"""Every shipped workflow in a real ComfyUI server, on the tiny model, and the video that it saves."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+Prompt = dict[str, dict]
+
+API = Path(__file__).resolve().parents[2] / "workflows" / "api"
+TINY, TINY_FILE = "tiny-random", "tiny-random.safetensors"
+SMALL = {
+    **{"folder": TINY, "unet_name": TINY_FILE, "steps": 3},
+    **{"width": 64, "height": 64, "length": 17, "size": "custom", "num_cond_frames": 5, "overlap": 5, "segments": 3},
+}
+SINGLE_FILE_LOADERS = {"CLIPLoader": 1, "VAELoader": 2}  # the output of LongCatLoader that stands in for each
+
+IMAGE, VIDEO = "example.png", "video.mp4"  # what the workflows load
+VIDEO_WIDTH, VIDEO_HEIGHT, VIDEO_FRAMES = 96, 64, 21
+SEGMENT, NEW = 17, 17 - 5  # frames of a segment, and those that a further one adds
+SAVED = {
+    "longcat_t2v": (64, 64, SEGMENT),
+    "longcat_t2v_ksampler": (64, 64, SEGMENT),
+    "longcat_i2v": (64, 64, SEGMENT),
+    "longcat_continuation": (VIDEO_WIDTH, VIDEO_HEIGHT, VIDEO_FRAMES + NEW),
+    "longcat_extend": (64, 64, SEGMENT + NEW),
+    "longcat_long": (64, 64, SEGMENT + 2 * NEW),
+    "longcat_interactive": (64, 64, SEGMENT + 3 * NEW),
+}
+FRAMES_PER_SECOND = 15
+
+
+def small_workflow(name: str) -> Prompt:
+    """A shipped API prompt on the tiny model at a small size.
+
+    A 0 stays: it is `segments` where each prompt makes one. The tiny text encoder and VAE exist only as a folder.
+    """
+    prompt = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
+    slots = {
+        node_id: SINGLE_FILE_LOADERS[item["class_type"]]
+        for node_id, item in prompt.items()
+        if item["class_type"] in SINGLE_FILE_LOADERS
+    }
+    for node_id in slots:
+        prompt[node_id] = {"class_type": "LongCatLoader", "inputs": {"folder": TINY}}
+    for item in prompt.values():
+        for key, value in item["inputs"].items():
+            if isinstance(value, list) and value[0] in slots:
+                item["inputs"][key] = [value[0], slots[value[0]]]
+            elif value and key in SMALL:
+                item["inputs"][key] = SMALL[key]
+    return prompt
+
+
+def find(prompt: Prompt, class_type: str) -> str:
+    """The id of the only node of a type."""
+    (found,) = (node_id for node_id, item in prompt.items() if item["class_type"] == class_type)
+    return found
+
+
+def read_video(file: Any) -> tuple[list[np.ndarray], float]:
+    """Frames `[height, width, 3]` of a video, 0..255, and frames per second."""
+    with av.open(file) as container:
+        stream = container.streams.video[0]
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)], float(stream.average_rate)
+
+
+def saved_video(server: Any, prompt: Prompt, entry: dict) -> tuple[list[np.ndarray], float]:
+    """What *Save Video* wrote, as `read_video`."""
+    from comfyui_server import outputs
+
+    (file,) = outputs(entry)[find(prompt, "SaveVideo")]["images"]
+    return read_video(io.BytesIO(server.download(file["filename"], file["subfolder"])))
+
+
+def picture(shift: int) -> np.ndarray:
+    """A color gradient of the size of the video; `shift` (0..255) changes it as a whole."""
+    y, x = np.mgrid[0 : 255 : VIDEO_HEIGHT * 1j, 0 : 255 : VIDEO_WIDTH * 1j]
+    return np.stack([x, y, np.full_like(x, shift)], axis=-1).astype(np.uint8)
+
+
+def write_video(path: Path, shifts: Sequence[int], frames_per_second: int) -> None:
+    """Write one `picture` per shift."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=frames_per_second, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = VIDEO_WIDTH, VIDEO_HEIGHT, "yuv420p"
+        for shift in shifts:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(shift), format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def input_folder(server: Any) -> Path:
+    """The server's folder of inputs, with the image and the video of the workflows in it."""
+    folder = server.base_directory / "input"
+    Image.fromarray(picture(0)).save(folder / IMAGE)
+    write_video(folder / VIDEO, range(0, 10 * VIDEO_FRAMES, 10), FRAMES_PER_SECOND)
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in API.glob("*.json")))
+def test_saves_a_video(server: Any, name: str) -> None:
+    prompt = small_workflow(name)
+    frames, frames_per_second = saved_video(server, prompt, server.run(prompt))
+    height, width, _ = frames[0].shape
+    assert (width, height, len(frames)) == SAVED[name]
+    assert frames_per_second == FRAMES_PER_SECOND
+
+
+def test_continuation_begins_with_the_whole_video(server: Any, input_folder: Path, report: list[str]) -> None:
+    """Apart from being compressed a second time; the continuation itself looks nothing like it."""
+    prompt = small_workflow("longcat_continuation")
+    prompt[find(prompt, "LongCatSampler")]["inputs"]["seed"] = 1
+    frames, _ = saved_video(server, prompt, server.run(prompt))
+    given, _ = read_video(str(input_folder / VIDEO))
+    difference = np.abs(np.float32(frames[:VIDEO_FRAMES]) - np.float32(given)).mean(axis=(1, 2, 3))
+    new = np.abs(np.float32(frames[VIDEO_FRAMES:]) - np.float32(given[-1])).mean(axis=(1, 2, 3))
+    report.append(
+        f"continuation, mean difference of 255: given frames <= {difference.max():.1f}, new >= {new.min():.1f}"
+    )
+    assert difference.max() < 4
+    assert new.min() > 40
+
+
+def test_every_second_frame_of_a_faster_video(server: Any, input_folder: Path) -> None:
+    """*Sample Video Frame*, as the note in the workflow says: 41 frames at 30 per second become 21."""
+    shifts = range(0, 5 * 41, 5)
+    write_video(input_folder / "fast.mp4", shifts, 2 * FRAMES_PER_SECOND)
+    prompt = small_workflow("longcat_continuation")
+    video, components = find(prompt, "LoadVideo"), find(prompt, "GetVideoComponents")
+    prompt[video]["inputs"]["file"] = "fast.mp4"
+    sampling = {"video": [video, 0], "num_frames": 21, "strategy": "uniform", "seed": 0}
+    prompt["every second"] = {"class_type": "VideoFrameSample", "inputs": sampling}
+    prompt[components]["inputs"]["video"] = ["every second", 0]
+    frames, frames_per_second = saved_video(server, prompt, server.run(prompt))
+    assert (len(frames), frames_per_second) == (21 + NEW, FRAMES_PER_SECOND)
+    blue = [frame[..., 2].mean() for frame in frames[:21]]
+    assert blue == pytest.approx(list(shifts[::2]), abs=4)
