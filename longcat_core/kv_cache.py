@@ -14,6 +14,7 @@ Source: meituan-longcat/LongCat-Video, `_cache_clean_latents` and `forward_with_
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
@@ -29,7 +30,6 @@ Placement = Literal["gpu", "cpu"]
 Policy = Literal["auto", "gpu", "cpu"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
-KV_CACHE = "longcat_kv_cache"
 KV_EXCHANGE = "longcat_kv_exchange"
 BLOCKS_IN_FLIGHT = 2
 
@@ -115,6 +115,8 @@ class HostStore:
         host = torch.empty(kv.shape, dtype=kv.dtype)
         comfy.model_management.pin_memory(host)
         self.blocks[block_index] = host.copy_(kv)
+        if block_index == 0:
+            self._send(0)
 
     def read(self, block_index: int) -> Tensor:
         """One block's, on the computing device; starts to copy the following one's, after the last the first's."""
@@ -127,22 +129,28 @@ class HostStore:
 
     def clear(self) -> None:
         """Give the memory back."""
+        if self.arriving:
+            comfy.model_management.synchronize()  # a copy may still be reading what is unpinned here
         self.arriving.clear()
         for host in self.blocks.values():
             comfy.model_management.unpin_memory(host)
         self.blocks.clear()
 
     def _send(self, block_index: int) -> None:
-        # The oldest of ComfyUI's streams, which has waited for everything that used its previous copy.
-        stream = comfy.model_management.get_offload_stream(self.device)
         host = self.blocks[block_index]
-        copy = comfy.model_management.cast_to(host, device=self.device, non_blocking=True, copy=True, stream=stream)
-        self.arriving[block_index] = copy, stream
+        # Memory of the computing stream, for which the copy waits: what it held before may still be in use there.
+        kv = torch.empty_like(host, device=self.device)
+        stream = comfy.model_management.get_offload_stream(self.device)
+        if stream is not None:
+            stream.wait_stream(comfy.model_management.current_stream(self.device))
+        with nullcontext() if stream is None else stream.as_context(stream):
+            kv.copy_(host, non_blocking=True)
+        self.arriving[block_index] = kv, stream
 
 
-@dataclass
+@dataclass(eq=False)
 class KVCache:
-    """The cache of one sampling run; `transformer_options["longcat_kv_cache"]`.
+    """The cache of one sampling run, which the network is called with.
 
     Devices that share the run (ComfyUI's multi-GPU guidance) have a store each.
     """
@@ -157,6 +165,7 @@ class KVCache:
         """Device memory that the cache will still take, for ComfyUI's planning; 0 once it is built."""
         return 0 if self.stores else self.size.device_bytes(self.placement)
 
+    @torch.compiler.disable(recursive=False)  # only the network that it calls is worth a graph
     def run(
         self,
         forward: Callable[..., Tensor],
@@ -196,6 +205,7 @@ class KVCache:
             store.clear()
         self.stores.clear()
 
+    @torch.compiler.disable  # once per run: not worth a graph of its own
     def _store(self, forward: Callable[..., Tensor], condition: Tensor, context: Tensor, options: dict) -> Store:
         """Keys and values of condition frames `[1, 16, t, H, W]`, computed unless they are those of the last call."""
         source, store = self.stores.get(condition.device, (None, None))
@@ -219,6 +229,7 @@ class KVCache:
             logging.info(sentence)
 
 
+@torch.compiler.disable  # looks at data
 def why_not(condition: Tensor, transformer_options: dict[str, Any]) -> str | None:
     """Why a call with these condition frames `[B, 16, t, H, W]` cannot use the cache; None if it can."""
     if not condition.shape[2]:
@@ -281,13 +292,11 @@ class CachedSampling:
         needed = model.memory_required([1, *latent_image.shape[1:]])
         cache = KVCache(size, place(self.policy, size, needed, guider.model_patcher.load_device))
         logging.info("LongCat KV Cache: %.1f MB, on the %s.", size.total_bytes / 1e6, cache.placement)
-        options = guider.model_options["transformer_options"]
         try:
-            model.kv_cache = options[KV_CACHE] = cache
+            model.kv_cache = cache
             return sample(*arguments, **kwargs)
         finally:
             model.kv_cache = None
-            del options[KV_CACHE]
             cache.clear()
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from . import rope
 from .geometry import LATENT_CHANNELS, PATCH_SIZE, LatentShape, TokenGrid
-from .kv_cache import KV_CACHE, KV_EXCHANGE
+from .kv_cache import KV_EXCHANGE, KVCache
 
 NORM_EPS = 1e-6
 TEXT_MASK = "longcat_text_mask"
@@ -328,6 +328,7 @@ class LongCatVideoTransformer(nn.Module):
         context_mask: Tensor | None = None,
         num_cond_latents: int = 0,
         transformer_options: dict = {},  # noqa: B006 - ComfyUI's calling convention; never modified
+        kv_cache: KVCache | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Velocity `noise - clean` of a noisy latent, fp32, same shape as `x`.
@@ -339,11 +340,11 @@ class LongCatVideoTransformer(nn.Module):
             context_mask: `[B, M]`, 1 = real token, 0 = padding; None means all are real.
             num_cond_latents: number of leading latent frames that are given (their timestep should be 0).
             transformer_options: ComfyUI's per-call options (wrappers, patches, attention override).
+            kv_cache: keys and values of the condition frames, kept between calls; their velocity is then 0.
             kwargs: further ComfyUI conditioning such as `control`, which this model has no use for.
         """
-        cache = transformer_options.get(KV_CACHE)
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(
-            functools.partial(cache.run, self._forward) if cache else self._forward,
+            functools.partial(kv_cache.run, self._forward) if kv_cache else self._forward,
             self,
             comfy.patcher_extension.get_all_wrappers(
                 comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options

@@ -66,6 +66,7 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         # The sampler's inpainting asks for the masked latent without passing the mask: remember it for this run.
         self.num_cond_latents = leading_clean_frames(kwargs.get("denoise_mask"))
         out["num_cond_latents"] = comfy.conds.CONDConstant(self.num_cond_latents)
+        out["kv_cache"] = comfy.conds.CONDConstant(self.kv_cache)
         return out
 
     def process_timestep(self, timestep: Tensor, x: Tensor, num_cond_latents: int = 0, **kwargs: Any) -> Tensor:

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..longcat_core import kv_cache
 from ..longcat_core.model_base import LongCatVideoModel
 
+KEY = "longcat_kv_cache"
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
 
 
@@ -47,6 +48,6 @@ class LongCatKVCache(io.ComfyNode):
                 f"LongCat KV Cache works with LongCat-Video only; the connected model is {type(model.model).__name__}."
             )
         model = model.clone()
-        model.remove_wrappers_with_key(OUTER_SAMPLE, kv_cache.KV_CACHE)
-        model.add_wrapper_with_key(OUTER_SAMPLE, kv_cache.KV_CACHE, kv_cache.CachedSampling(policy))
+        model.remove_wrappers_with_key(OUTER_SAMPLE, KEY)
+        model.add_wrapper_with_key(OUTER_SAMPLE, KEY, kv_cache.CachedSampling(policy))
         return io.NodeOutput(model)

@@ -69,8 +69,8 @@ class Studio:
         if n and s.condition_noise:
             latent["samples"][:, :, :n] = condition.lightly_noised(given, s.condition_noise, segment.seed)
         prompts = (conditionings[segment.prompt], conditionings[s.negative])
-        options = (segment.seed, s.steps, s.cfg, segment.mode)
-        samples = LongCatSampler.execute(self.model, *prompts, latent, *options).args[0]["samples"]
+        sampled = LongCatSampler.execute(self.model, *prompts, latent, segment.seed, s.steps, s.cfg, segment.mode)
+        samples = sampled.args[0]["samples"]
         if first is not None:
             samples = condition.color_anchored(samples, first, s.color_anchor)
         samples[:, :, :n] = given

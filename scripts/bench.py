@@ -1,5 +1,7 @@
 """Benchmark the network: time and peak memory of one forward pass and of a CFG pair, in fp32 on the CPU.
 
+A second table shows what the cache of condition frames gains, against what the count of operations predicts.
+
 ``--reference DIR`` adds the original implementation, taken from a checkout of its repository, to the same run: on the
 same weights and inputs, both with torch's scaled dot-product attention, taking turns. Their outputs must agree.
 
@@ -28,6 +30,7 @@ from host import PACK, ensure_host, run_command, run_in_host
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from bench_kv_cache import CacheResult
     from torch import Tensor, nn
 
 PASSES = {"one forward": 1, "CFG pair": 2}
@@ -39,8 +42,20 @@ OURS, ORIGINAL = "this pack", "original"
 MAX_DEVIATION = 1e-4  # of the outputs, relative to the largest value
 MAX_TIME_RATIO = 1.0
 MAX_MEMORY_RATIO = 1.02
+MIN_CACHE_GAIN = 0.9  # of the predicted one
 MISS_PROBABILITY = 0.1
 MEMORY_RESOLUTION = 2**20  # bytes
+
+CACHE_ROWS = (
+    "forwards per second without",
+    "forwards per second with the built cache",
+    "speed-up",
+    "speed-up predicted by operations",
+    "speed-up over predicted",
+    "gain (speed-up - 1) over predicted",
+    "building it, in forwards without",
+    "deviation of the generated frames",
+)
 
 PEAK_RESET = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
@@ -113,13 +128,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--latent", type=_latent, default="8x24x40", metavar="TxHxW", help="default: %(default)s")
     parser.add_argument("--text", type=_positive, default=256, help="tokens, half are padding (default: %(default)s)")
     parser.add_argument("--threads", type=_positive, help="of torch (default: its own choice)")
-    parser.add_argument("--check", action="store_true", help="fail if the original is faster or needs less memory")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="fail if the original is faster or smaller, or if the cache gains too little",
+    )
     parser.add_argument("--hosted", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.hidden % (8 * options.heads):
         parser.error(f"--hidden {options.hidden} must be a multiple of 8 * --heads ({8 * options.heads})")
-    if options.check and not options.reference:
-        parser.error("--check compares with the original: add --reference DIR")
     return options
 
 
@@ -163,7 +180,11 @@ def _benchmark(options: argparse.Namespace) -> int:
         _say(str(error))
         return 1
     print(_table(results, list(networks)))
-    failures = _failures(results) if options.check else []
+    caches = _measure_cache(workload, networks[OURS], options.repeats)
+    print(f"\n{_cache_table(caches)}")
+    failures = []
+    if options.check:
+        failures = [*(_failures(results) if workload.reference else []), *_cache_failures(caches)]
     for failure in failures:
         print(f"failed: {failure}")
     return 1 if failures else 0
@@ -239,6 +260,14 @@ def _measure(workload: Workload, networks: Mapping[str, nn.Module], title: str, 
                 seconds[name].append(time.perf_counter() - started)
     _say(f"{title}: memory")
     return Result(seconds, _peak_memories(workload, list(networks), batch))
+
+
+def _measure_cache(workload: Workload, network: nn.Module, repeats: int) -> list[CacheResult]:
+    from bench_kv_cache import measure
+
+    frames, inputs = workload.latent[0], random_inputs(workload, 1)
+    counts = sorted({1, frames // 2} - {0, frames})
+    return [measure(network, inputs, num_cond_latents, repeats) for num_cond_latents in counts]
 
 
 def _deviation(outputs: Mapping[str, Tensor]) -> float:
@@ -320,6 +349,29 @@ def _table(results: Mapping[str, Result], names: Sequence[str]) -> str:
         times = [_estimate_text(estimate(result.seconds[name]), " s") for name in names]
         rows.append([f"{title}: time", *times, *([_estimate_text(result.time_ratio)] if compared else [])])
         rows.append([f"{title}: peak memory over idle", *_memory_cells(result, names)])
+    return _aligned(rows)
+
+
+def _cache_table(results: Sequence[CacheResult]) -> str:
+    if not results:
+        return "KV cache: a video of one latent frame has no condition frames."
+    columns = [["KV cache, one thread: condition latents", "---", *CACHE_ROWS]]
+    for result in results:
+        per_second = [[1 / seconds for seconds in times] for times in (result.without, result.cached)]
+        cells = [*map(estimate, per_second), estimate(result.speed_ups), estimate(result.gain_shares)]
+        without, cached, speed_up, gain = map(_estimate_text, cells)
+        columns.append(
+            [
+                f"{result.num_cond_latents} of {result.num_latents}",
+                *("---", without, cached, speed_up, f"{result.predicted:.3f}"),
+                f"{estimate(result.speed_ups).median / result.predicted:.3f}",
+                *(gain, _estimate_text(estimate(result.building_shares)), f"{result.deviation:.1e}"),
+            ]
+        )
+    return _aligned(list(zip(*columns, strict=True)))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)
 
@@ -345,6 +397,18 @@ def _failures(results: Mapping[str, Result]) -> list[str]:
             failures.append(f"{title} takes at least {low:.3f} of the original's time; {MAX_TIME_RATIO} is allowed")
         if memory is not None and memory > MAX_MEMORY_RATIO:
             failures.append(f"{title} needs {memory:.3f} of the original's memory; {MAX_MEMORY_RATIO} is allowed")
+    return failures
+
+
+def _cache_failures(results: Sequence[CacheResult]) -> list[str]:
+    """Where the whole range of the gain is too low; the deviation, which no machine blurs, must be in bounds itself."""
+    failures = []
+    for result in results:
+        high, case = estimate(result.gain_shares).high, f"KV cache of {result.num_cond_latents} latents"
+        if high < MIN_CACHE_GAIN:
+            failures.append(f"{case} gains at most {high:.3f} of what is predicted; {MIN_CACHE_GAIN} is required")
+        if not result.deviation <= MAX_DEVIATION:
+            failures.append(f"{case} deviates by {result.deviation:.1e}; {MAX_DEVIATION:.0e} is allowed")
     return failures
 
 

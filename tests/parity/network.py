@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longcat_core import rope
 from longcat_core.geometry import LatentShape, TokenGrid
-from longcat_core.kv_cache import KV_CACHE, CacheSize, KVCache
+from longcat_core.kv_cache import CacheSize, KVCache
 from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
 
 
@@ -111,7 +111,7 @@ class Network:
             text[:, 0],
             mask,
             num_cond_latents=num_cond_latents,
-            transformer_options={KV_CACHE: row.cache},
+            kv_cache=row.cache,
         )
         assert not row.cache.said, f"the cache was built again or not used: {row.cache.said}"
         return -out[:, :, num_cond_latents:]
