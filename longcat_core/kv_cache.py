@@ -213,9 +213,10 @@ class KVCache:
             return store
         if store is not None:
             self._say("LongCat KV Cache is rebuilt: the condition frames have changed.")
-            del self.stores[condition.device]
             store.clear()
         store = DeviceStore() if self.placement == "gpu" else HostStore(condition.device)
+        # Already here, so that a run that stops while it is being filled gives the memory back.
+        self.stores[condition.device] = condition.new_empty(0), store
         num_cond_latents = condition.shape[2]
         timestep = torch.zeros(1, num_cond_latents, device=condition.device)
         recording = {**options, KV_EXCHANGE: lambda index, k, v: keep(store, index, k, v)}

@@ -424,6 +424,23 @@ def test_nothing_is_left(
     assert loaded[0].model.kv_cache is None
 
 
+def test_stopped_while_it_is_built(loaded: Loaded, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(comfy.model_management, "pin_memory", pinned.append)
+    monkeypatch.setattr(comfy.model_management, "unpin_memory", pinned.remove)
+
+    def stop(module: Any, arguments: Any) -> None:
+        assert len(pinned) == 1
+        raise Stopped
+
+    hook = loaded[0].model.diffusion_model.blocks[1].register_forward_pre_hook(stop)
+    with pytest.raises(Stopped):
+        sample(with_cache(loaded[0], "cpu"), prompts, continuation(4))
+    hook.remove()
+    assert pinned == []
+    assert loaded[0].model.kv_cache is None
+
+
 @pytest.mark.parametrize("policy", ["gpu", "cpu"])
 def test_comfyui_plans_for_it_until_it_is_there(
     loaded: Loaded, prompts: Prompts, policy: Policy, monkeypatch: pytest.MonkeyPatch
