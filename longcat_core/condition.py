@@ -70,7 +70,13 @@ def with_condition(condition: Tensor, shape: LatentShape) -> dict[str, Any]:
 
 
 def whole_latents(num_cond_frames: int) -> int:
-    """`num_cond_frames` rounded down to 4n+1, since a latent frame is the first frame or four later ones."""
+    """`num_cond_frames` rounded down to 4n+1, since a latent frame is the first frame or four later ones.
+
+    Raises:
+        ValueError: it is less than 1.
+    """
+    if num_cond_frames < 1:
+        raise ValueError(f"num_cond_frames is {num_cond_frames}; it must be at least 1.")
     rounded = LENGTH_GRID.floor(num_cond_frames)
     if rounded != num_cond_frames:
         logging.warning("LongCat: num_cond_frames must be 4n+1; %s was rounded to %s.", num_cond_frames, rounded)

@@ -9,7 +9,7 @@ keeps the first two.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +25,7 @@ SEED_POLICIES: tuple[SeedPolicy, ...] = get_args(SeedPolicy)
 STORYBOARD_MODES: tuple[Mode, ...] = ("enhance_hf", "base", "distill")
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 FINGERPRINT_DIGITS = 12
+METADATA = "longcat_storyboard"
 FILE_VERSION = 1  # raise when the same inputs give other segments than before
 
 
@@ -155,7 +156,7 @@ class SegmentFiles:
     def save_latent(self, segment: Segment, samples: Tensor) -> None:
         """Keep a finished segment `[1, 16, T, H, W]`."""
         tensors = {"latent_tensor": samples.cpu().contiguous(), "latent_format_version_0": torch.tensor([])}
-        metadata = {"fingerprint": segment.fingerprint, "prompt_text": segment.prompt}
+        metadata = {METADATA: json.dumps(asdict(segment))}
         with completed(self.latent(segment)) as path:
             comfy.utils.save_torch_file(tensors, str(path), metadata=metadata)
 
@@ -170,8 +171,9 @@ class SegmentFiles:
             return None
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                fingerprint, samples = file.metadata()["fingerprint"], file.get_tensor("latent_tensor")
-        except (safetensors.SafetensorError, KeyError, TypeError) as error:
+                fingerprint = json.loads(file.metadata()[METADATA])["fingerprint"]
+                samples = file.get_tensor("latent_tensor")
+        except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged ({error}). Delete it; its segment is then made again.") from error
         if fingerprint != segment.fingerprint:
             raise ValueError(

@@ -24,6 +24,7 @@ from .validation import check_inputs, check_latent, rgb
 
 CUSTOM = "custom"
 SIZES = (CUSTOM, *buckets.RESOLUTIONS)
+LINKED_LENGTH = 1 + TEMPORAL_SCALE * nodes.MAX_RESOLUTION  # for one that is not known yet: has room for any overlap
 
 
 def video_shape(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, length: int = 1) -> LatentShape:
@@ -31,13 +32,13 @@ def video_shape(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, lengt
     return PixelShape(length, height, width).latent()
 
 
-def check_continuation(length: int = 1 + TEMPORAL_SCALE, num_cond_frames: int = 1) -> None:
+def check_continuation(length: int = LINKED_LENGTH, num_cond_frames: int = 1) -> None:
     """Raise ValueError if there is no video of this length, or nothing of it is left to generate."""
     video_shape(length=length)
     condition.check_leaves_room(LENGTH_GRID.floor(num_cond_frames), length)
 
 
-def frame_size(size: str, width: int, height: int, frames: Tensor | None) -> buckets.Size:
+def frame_size(size: Any, width: int, height: int, frames: Tensor | None) -> buckets.Size:
     """Pixels of one frame: as asked for, or the trained size nearest in shape to the frames (or to width x height).
 
     Raises:

@@ -13,12 +13,10 @@ from ..longcat_core import condition, storyboard
 from ..longcat_core.condition import DEFAULT_COND_FRAMES
 from ..longcat_core.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
 from ..longcat_core.storyboard import SegmentFiles
-from .latents import CUSTOM, SIZES, check_continuation, video_shape
+from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, video_shape
 from .sampling import check_schedule
 from .segments import Settings, Studio, make_video, video_metadata
 from .validation import check_inputs
-
-LINKED_LENGTH = 1 + TEMPORAL_SCALE * nodes.MAX_RESOLUTION  # for one that is not known yet: has room for any overlap
 
 
 def check_storyboard(

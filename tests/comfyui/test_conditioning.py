@@ -335,6 +335,15 @@ def test_latents_that_cannot_be_continued_are_refused(samples: Tensor, said: str
         node("LongCatContinueLatent")({"samples": samples}, 33, 13)
 
 
+def test_a_linked_length_is_not_known_at_validation() -> None:
+    assert find_node("LongCatContinueLatent").validate_inputs(length=None, num_cond_frames=13) is True
+
+
+def test_a_linked_number_of_condition_frames_is_checked_when_the_node_runs(finished: dict) -> None:
+    with pytest.raises(ValueError, match=r"num_cond_frames is 0; it must be at least 1"):
+        node("LongCatContinueLatent")(finished, 33, 0)
+
+
 def test_a_linked_length_is_checked_when_the_node_runs(finished: dict) -> None:
     with pytest.raises(ValueError, match=r"length must be 4n\+1 \(use 33 or 37\)"):
         node("LongCatContinueLatent")(finished, 34, 13)
