@@ -131,7 +131,7 @@ def test_import_is_fast(comfyui: Path, report: list[str]) -> None:
     """Measured in a process that has loaded what ComfyUI has loaded when it comes to custom nodes."""
     code = f"""
 import asyncio, time
-import nodes, comfy_extras.nodes_custom_sampler, comfy_api.latest, comfy_config.config_parser
+import nodes, server, comfy_extras.nodes_custom_sampler, comfy_api.latest, comfy_config.config_parser
 started = time.perf_counter()
 assert asyncio.run(nodes.load_custom_node({str(PACK)!r}))
 print("seconds", time.perf_counter() - started)
