@@ -59,7 +59,7 @@ class LongCatStoryboard(io.ComfyNode):
                 io.String.Input(
                     "prompts",
                     multiline=True,
-                    dynamic_prompts=True,
+                    dynamic_prompts=False,
                     tooltip="One prompt per line, each line is a segment; or a single one for all segments.",
                 ),
                 io.String.Input("negative", multiline=True, tooltip="What no segment should show; ignored at cfg 1."),
