@@ -20,7 +20,7 @@ from ..longcat_core.geometry import (
     PixelShape,
     latent_frames,
 )
-from .validation import check_inputs, check_latent, rgb
+from .validation import check_inputs, check_latent, check_when_run, rgb
 
 CUSTOM = "custom"
 SIZES = (CUSTOM, *buckets.RESOLUTIONS)
@@ -217,5 +217,5 @@ class LongCatContinueLatent(io.ComfyNode):
     def execute(cls, latent: dict[str, Any], length: int, num_cond_frames: int) -> io.NodeOutput:
         """Cut the end off and put it in front."""
         check_latent(latent["samples"])
-        check_continuation(length, num_cond_frames)
+        check_when_run(cls, length=length, num_cond_frames=num_cond_frames)
         return io.NodeOutput(condition.continued(latent["samples"], length, num_cond_frames))

@@ -4,19 +4,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import nodes
 from comfy_api.latest import io, ui
+from folder_paths import get_output_directory, get_save_image_path
 from torch import Tensor
 
 from ..longcat_core import condition, storyboard
 from ..longcat_core.condition import DEFAULT_COND_FRAMES
 from ..longcat_core.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
-from ..longcat_core.storyboard import SegmentFiles
+from ..longcat_core.storyboard import SegmentFiles, frames_digest
 from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, video_shape
 from .sampling import check_schedule
 from .segments import Settings, Studio, make_video, video_metadata
-from .validation import check_inputs
+from .validation import check_inputs, check_when_run
+
+CHECKED = ("prompts", "segments", "width", "height", "length", "num_cond_frames", "steps", "mode")
 
 
 def check_storyboard(
@@ -195,18 +197,8 @@ class LongCatStoryboard(io.ComfyNode):
         mode: str | None = None,
     ) -> bool | str:
         """Refuse a video that cannot be planned before anything runs."""
-        return check_inputs(
-            cls,
-            check_storyboard,
-            prompts=prompts,
-            segments=segments,
-            width=width,
-            height=height,
-            length=length,
-            num_cond_frames=num_cond_frames,
-            steps=steps,
-            mode=mode,
-        )
+        values = (prompts, segments, width, height, length, num_cond_frames, steps, mode)
+        return check_inputs(cls, check_storyboard, **dict(zip(CHECKED, values, strict=True)))
 
     @classmethod
     def execute(
@@ -215,45 +207,24 @@ class LongCatStoryboard(io.ComfyNode):
         clip: Any,
         vae: Any,
         prompts: str,
-        negative: str,
         segments: int,
-        width: int,
-        height: int,
-        length: int,
-        num_cond_frames: int,
         seed: int,
         seed_policy: storyboard.SeedPolicy,
-        steps: int,
         mode: Any,
         filename_prefix: str,
+        num_cond_frames: int,
         frames: Tensor | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
         """Plan, then make what is not there yet."""
-        # Linked values are known only here, and most errors would come to light only after the first segment.
-        checked = cls.validate_inputs(prompts, segments, width, height, length, num_cond_frames, steps, mode)
-        if isinstance(checked, str):
-            raise ValueError(checked)
-        common = Settings(
-            negative=negative,
-            width=width,
-            height=height,
-            length=length,
-            num_cond_frames=condition.whole_latents(num_cond_frames),
-            steps=steps,
-            **settings,
-        )
-        plan = storyboard.plan(
-            storyboard.prompts_of_segments(prompts, segments),
-            mode,
-            seed,
-            seed_policy,
-            continues=frames is not None and len(frames) > 1,
-            settings=asdict(common) | {"frames": storyboard.frames_digest(frames), "models": models_digest(cls.hidden)},
-        )
-        folder, name, _, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
+        given = {"prompts": prompts, "segments": segments, "num_cond_frames": num_cond_frames, "mode": mode, **settings}
+        check_when_run(cls, **{name: given[name] for name in CHECKED})
+        common = Settings(num_cond_frames=condition.whole_latents(num_cond_frames), **settings)
+        prompt_of_each = storyboard.prompts_of_segments(prompts, segments)
+        continues = frames is not None and len(frames) > 1
+        made_from = {"settings": asdict(common), "frames": frames_digest(frames), "models": models_digest(cls.hidden)}
+        plan = storyboard.plan(prompt_of_each, mode, seed, seed_policy, continues, made_from)
+        folder, name, _, subfolder, _ = get_save_image_path(filename_prefix, get_output_directory())
         files = SegmentFiles(Path(folder), name)
         studio = Studio(model, clip, vae, frames, common)
         video = make_video(studio, plan, files, cls.hidden.unique_id, video_metadata(cls.hidden))

@@ -37,6 +37,17 @@ def check_inputs(node: type[io.ComfyNode], check: Callable[..., object], **value
     return True
 
 
+def check_when_run(node: type[io.ComfyNode], **values: Any) -> None:
+    """Check inputs again when the node runs: the values of linked ones are known only then.
+
+    Raises:
+        ValueError: what `validate_inputs` of the node says.
+    """
+    answer = node.validate_inputs(**values)
+    if isinstance(answer, str):
+        raise ValueError(answer)
+
+
 def check_latent(samples: Tensor) -> None:
     """Refuse what no sampler made.
 
