@@ -74,9 +74,9 @@ def joined(source: torch.Tensor, continuation: torch.Tensor, overlap: int) -> to
             f"source the whole video that was continued."
         )
     source, new = rgb(source), rgb(continuation[overlap:])
-    if new.shape[1:3] != source.shape[1:3]:
-        logging.info("LongCat Join resizes the continuation from %s to %s.", new.shape[1:3], source.shape[1:3])
-        height, width = source.shape[1:3]
+    height, width = source.shape[1:3]
+    if new.shape[1:3] != (height, width):
+        logging.info("LongCat Join resizes the continuation to the source's %s x %s pixels.", width, height)
         new = comfy.utils.common_upscale(new.movedim(-1, 1), width, height, "bicubic", "disabled").movedim(1, -1)
         new = new.clamp(0, 1)
     return torch.cat([source, new.to(source)], dim=0)
