@@ -99,6 +99,8 @@ def given_frames(frames: Tensor, num_cond_frames: int, length: int) -> Tensor:
     Raises:
         ValueError: the video is shorter than that, or nothing would be left to generate.
     """
+    if not len(frames):
+        raise ValueError("The given video has no frames: connect an image, or a video that has some.")
     num_cond_frames = 1 if len(frames) == 1 else whole_latents(num_cond_frames)
     if len(frames) < num_cond_frames:
         raise ValueError(

@@ -14,7 +14,6 @@ Source: meituan-longcat/LongCat-Video, `_cache_clean_latents` and `forward_with_
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
@@ -107,6 +106,7 @@ class HostStore:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.stream = copy_stream(device)
         self.blocks: dict[int, Tensor] = {}
         self.arriving: dict[int, tuple[Tensor, Any]] = {}
 
@@ -129,8 +129,8 @@ class HostStore:
 
     def clear(self) -> None:
         """Give the memory back."""
-        if self.arriving:
-            comfy.model_management.synchronize()  # a copy may still be reading what is unpinned here
+        for _, stream in self.arriving.values():  # which may still be reading what is unpinned here
+            (stream or comfy.model_management).synchronize()
         self.arriving.clear()
         for host in self.blocks.values():
             comfy.model_management.unpin_memory(host)
@@ -140,12 +140,23 @@ class HostStore:
         host = self.blocks[block_index]
         # Memory of the computing stream, for which the copy waits: what it held before may still be in use there.
         kv = torch.empty_like(host, device=self.device)
-        stream = comfy.model_management.get_offload_stream(self.device)
-        if stream is not None:
-            stream.wait_stream(comfy.model_management.current_stream(self.device))
-        with nullcontext() if stream is None else stream.as_context(stream):
+        stream = None if torch.compiler.is_compiling() else self.stream
+        if stream is None:
             kv.copy_(host, non_blocking=True)
+        else:
+            stream.wait_stream(comfy.model_management.current_stream(self.device))
+            with torch.cuda.stream(stream):
+                kv.copy_(host, non_blocking=True)
         self.arriving[block_index] = kv, stream
+
+
+def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream for copies to a CUDA device; None elsewhere, where they are made in the order of everything else.
+
+    Not one of ComfyUI's: it hands them out in turn to the weights of each block, and one that waits for this block's
+    work would keep the weights of the next from travelling ahead.
+    """
+    return torch.cuda.Stream(device=device) if comfy.model_management.is_device_cuda(device) else None
 
 
 @dataclass(eq=False)
@@ -292,7 +303,7 @@ class CachedSampling:
         size = cache_size(model, LatentShape(*latent_image.shape[2:]), num_cond_latents)
         needed = model.memory_required([1, *latent_image.shape[1:]])
         cache = KVCache(size, place(self.policy, size, needed, guider.model_patcher.load_device))
-        logging.info("LongCat KV Cache: %.1f MB, on the %s.", size.total_bytes / 1e6, cache.placement)
+        logging.info("LongCat KV Cache: %.1f MB, policy %s.", size.total_bytes / 1e6, cache.placement)
         try:
             model.kv_cache = cache
             return sample(*arguments, **kwargs)

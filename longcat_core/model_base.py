@@ -30,6 +30,7 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
             unet_model=LongCatVideoTransformer,
         )
         self.num_cond_latents = 0
+        self.given: Tensor | None = None
         self.kv_cache: KVCache | None = None
 
     def memory_required(self, input_shape: list[int], cond_shapes: dict[str, Any] = {}) -> float:  # noqa: B006 - core's signature
@@ -63,8 +64,10 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
             )
         out["c_crossattn"] = comfy.conds.CONDRegular(context)
         out["context_mask"] = comfy.conds.CONDRegular(mask)
-        # The sampler's inpainting asks for the masked latent without passing the mask: remember it for this run.
+        # The sampler's inpainting asks for the masked latent without passing the mask, and hands back what it likes
+        # under it: remember both for this run.
         self.num_cond_latents = leading_clean_frames(kwargs.get("denoise_mask"))
+        self.given = kwargs["latent_image"][:, :, : self.num_cond_latents] if self.num_cond_latents else None
         out["num_cond_latents"] = comfy.conds.CONDConstant(self.num_cond_latents)
         out["kv_cache"] = comfy.conds.CONDConstant(self.kv_cache)
         return out
@@ -80,6 +83,17 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         out = super().scale_latent_inpaint(sigma=sigma, noise=noise, latent_image=latent_image, **kwargs)
         out[:, :, : self.num_cond_latents] = latent_image[:, :, : self.num_cond_latents]
         return out
+
+    def process_latent_out(self, latent: Tensor) -> Tensor:
+        """A sampled latent `[B, 16, T, H, W]` as the VAE takes it, with the condition frames as they were given.
+
+        Samplers end with other values there: uni_pc and dpm_fast drift, and one that stops before sigma 0 leaves noise,
+        which a second stage would take for the given frames.
+        """
+        given, self.given = self.given, None
+        if given is not None and given.shape == latent[:, :, : given.shape[2]].shape:
+            latent = torch.cat([given.to(latent), latent[:, :, given.shape[2] :]], dim=2)
+        return super().process_latent_out(latent)
 
     def resize_cond_for_context_window(
         self, cond_key: str, cond_value: Any, window: Any, x_in: Tensor, device: torch.device, **kwargs: Any

@@ -9,7 +9,7 @@ keeps the first two.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +25,8 @@ SEED_POLICIES: tuple[SeedPolicy, ...] = get_args(SeedPolicy)
 STORYBOARD_MODES: tuple[Mode, ...] = ("enhance_hf", "base", "distill")
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 FINGERPRINT_DIGITS = 12
-METADATA = "longcat_storyboard"
+METADATA = "longcat_fingerprint"
+SAME_RESULT = {"LongCatKVCache": {"policy"}}  # inputs of nodes that decide how, not what
 FILE_VERSION = 1  # raise when the same inputs give other segments than before
 
 
@@ -115,7 +116,9 @@ def frames_digest(frames: Tensor | None) -> str | None:
     """A fingerprint of frames."""
     if frames is None:
         return None
-    return hashlib.sha256(str(tuple(frames.shape)).encode() + frames.cpu().contiguous().numpy().tobytes()).hexdigest()
+    found = hashlib.sha256(str(tuple(frames.shape)).encode())
+    found.update(frames.float().cpu().contiguous().numpy())
+    return found.hexdigest()
 
 
 def graph_digest(get_node: Callable[[str], Mapping[str, Any]], link: Any) -> str:
@@ -129,7 +132,9 @@ def graph_digest(get_node: Callable[[str], Mapping[str, Any]], link: Any) -> str
     def node_digest(node_id: str) -> str:
         if node_id not in known:
             node = get_node(node_id)
-            known[node_id] = digest(node["class_type"], {name: value_of(v) for name, v in node["inputs"].items()})
+            left_out = SAME_RESULT.get(node["class_type"], set())
+            inputs = {name: value_of(v) for name, v in node["inputs"].items() if name not in left_out}
+            known[node_id] = digest(node["class_type"], inputs)
         return known[node_id]
 
     return digest(value_of(link))
@@ -156,7 +161,7 @@ class SegmentFiles:
     def save_latent(self, segment: Segment, samples: Tensor) -> None:
         """Keep a finished segment `[1, 16, T, H, W]`."""
         tensors = {"latent_tensor": samples.cpu().contiguous(), "latent_format_version_0": torch.tensor([])}
-        metadata = {METADATA: json.dumps(asdict(segment))}
+        metadata = {METADATA: segment.fingerprint}
         with completed(self.latent(segment)) as path:
             comfy.utils.save_torch_file(tensors, str(path), metadata=metadata)
 
@@ -171,9 +176,9 @@ class SegmentFiles:
             return None
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                fingerprint = json.loads(file.metadata()[METADATA])["fingerprint"]
+                fingerprint = file.metadata()[METADATA]
                 samples = file.get_tensor("latent_tensor")
-        except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (safetensors.SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}). Delete it; its segment is then made again.") from error
         if fingerprint != segment.fingerprint:
             raise ValueError(
@@ -196,8 +201,13 @@ class completed:  # noqa: N801 - reads as a function
     def __enter__(self) -> Path:
         return self.temporary
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if error is None:
             self.temporary.replace(self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+            return
+        self.temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError | safetensors.SafetensorError):
+            raise OSError(
+                f"{self.path} cannot be written: {error}. What was finished before is kept: make room or allow "
+                f"writing, then queue the same inputs again."
+            ) from error

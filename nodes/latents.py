@@ -162,6 +162,8 @@ class LongCatLatent(io.ComfyNode):
         size: str = CUSTOM,
     ) -> io.NodeOutput:
         """Zeros, which ComfyUI's samplers take for "nothing given", or the encoded frames and a mask."""
+        numbers = {"width": width, "height": height, "length": length, "num_cond_frames": num_cond_frames}
+        check_when_run(cls, video_shape, batch_size=batch_size, **numbers)
         target = frame_size(size, width, height, frames)
         if frames is None:
             shape = video_shape(target.width, target.height, length)
@@ -217,5 +219,5 @@ class LongCatContinueLatent(io.ComfyNode):
     def execute(cls, latent: dict[str, Any], length: int, num_cond_frames: int) -> io.NodeOutput:
         """Cut the end off and put it in front."""
         check_latent(latent["samples"])
-        check_when_run(cls, length=length, num_cond_frames=num_cond_frames)
+        check_when_run(cls, check_continuation, length=length, num_cond_frames=num_cond_frames)
         return io.NodeOutput(condition.continued(latent["samples"], length, num_cond_frames))

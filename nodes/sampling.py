@@ -10,7 +10,7 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 from ..longcat_core import detection, schedule
 from ..longcat_core.condition import is_waiting
 from ..longcat_core.guidance import cfg_zero_denoised
-from .validation import check_inputs
+from .validation import check_inputs, check_when_run
 
 MODE_TOOLTIP = (
     "base: the released model (50 steps, cfg 4). distill: with the distilled LoRA (16 steps, cfg 1). "
@@ -177,6 +177,7 @@ class LongCatSampler(io.ComfyNode):
                 "Mode refine starts from a video, but the latent is empty. Connect the latent of an "
                 "upscaled video, or choose mode base."
             )
+        check_when_run(cls, check_schedule, steps=steps, mode=mode, cfg=cfg, seed=seed)
         sigmas = model_sigmas(model, steps, mode, schedule.DEFAULT_REFINE_THRESHOLD)
         euler = comfy.samplers.sampler_object("euler")
         sampled = SamplerCustom.execute(

@@ -104,6 +104,8 @@ def make_video(
         PromptServer.instance.send_progress_text(f"Segment {segment.number} of {len(segments)}", node_id)
         finished = files.load_latent(segment)
         if finished is None:
+            if segment.prompt not in conditionings:  # its file was there when the run began
+                conditionings |= studio.encode([segment.prompt])
             finished = studio.make(segment, conditionings, studio.begin(samples), first)
             files.save_latent(segment, finished)
         samples = finished.to(comfy.model_management.intermediate_device())

@@ -10,7 +10,7 @@ from folder_paths import get_output_directory, get_save_image_path
 from torch import Tensor
 
 from ..longcat_core import condition, storyboard
-from ..longcat_core.condition import DEFAULT_COND_FRAMES
+from ..longcat_core.condition import DEFAULT_COND_FRAMES, given_frames
 from ..longcat_core.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
 from ..longcat_core.storyboard import SegmentFiles, frames_digest
 from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, video_shape
@@ -18,7 +18,7 @@ from .sampling import check_schedule
 from .segments import Settings, Studio, make_video, video_metadata
 from .validation import check_inputs, check_when_run
 
-CHECKED = ("prompts", "segments", "width", "height", "length", "num_cond_frames", "steps", "mode")
+CHECKED = ("prompts", "segments", "width", "height", "length", "num_cond_frames", "steps", "mode", "filename_prefix")
 
 
 def check_storyboard(
@@ -30,12 +30,15 @@ def check_storyboard(
     num_cond_frames: int = 1,
     steps: int = 1,
     mode: Any = "base",
+    filename_prefix: str = "-",
 ) -> None:
     """Raise ValueError if no such video can be planned."""
     storyboard.prompts_of_segments(prompts, segments)
     if mode not in storyboard.STORYBOARD_MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(storyboard.STORYBOARD_MODES)}.")
     check_schedule(steps, mode)
+    if not Path(filename_prefix).name.strip():
+        raise ValueError("filename_prefix is empty. Write how the names of the segments' files begin, such as long.")
     video_shape(width, height, length)
     check_continuation(length, num_cond_frames)
 
@@ -195,9 +198,10 @@ class LongCatStoryboard(io.ComfyNode):
         num_cond_frames: int | None = None,
         steps: int | None = None,
         mode: str | None = None,
+        filename_prefix: str | None = None,
     ) -> bool | str:
         """Refuse a video that cannot be planned before anything runs."""
-        values = (prompts, segments, width, height, length, num_cond_frames, steps, mode)
+        values = (prompts, segments, width, height, length, num_cond_frames, steps, mode, filename_prefix)
         return check_inputs(cls, check_storyboard, **dict(zip(CHECKED, values, strict=True)))
 
     @classmethod
@@ -217,14 +221,17 @@ class LongCatStoryboard(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         """Plan, then make what is not there yet."""
-        given = {"prompts": prompts, "segments": segments, "num_cond_frames": num_cond_frames, "mode": mode, **settings}
-        check_when_run(cls, **{name: given[name] for name in CHECKED})
+        values = {"prompts": prompts, "segments": segments, "num_cond_frames": num_cond_frames, "mode": mode}
+        check_when_run(cls, check_storyboard, filename_prefix=filename_prefix, seed=seed, **values, **settings)
         common = Settings(num_cond_frames=condition.whole_latents(num_cond_frames), **settings)
         prompt_of_each = storyboard.prompts_of_segments(prompts, segments)
+        frames = None if frames is None else given_frames(frames, common.num_cond_frames, common.length)
         continues = frames is not None and len(frames) > 1
         made_from = {"settings": asdict(common), "frames": frames_digest(frames), "models": models_digest(cls.hidden)}
         plan = storyboard.plan(prompt_of_each, mode, seed, seed_policy, continues, made_from)
-        folder, name, _, subfolder, _ = get_save_image_path(filename_prefix, get_output_directory())
+        folder, name, _, subfolder, _ = get_save_image_path(
+            filename_prefix, get_output_directory(), common.width, common.height
+        )
         files = SegmentFiles(Path(folder), name)
         studio = Studio(model, clip, vae, frames, common)
         video = make_video(studio, plan, files, cls.hidden.unique_id, video_metadata(cls.hidden))

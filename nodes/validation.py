@@ -1,5 +1,6 @@
 """What the nodes check before a prompt runs."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -37,14 +38,24 @@ def check_inputs(node: type[io.ComfyNode], check: Callable[..., object], **value
     return True
 
 
-def check_when_run(node: type[io.ComfyNode], **values: Any) -> None:
-    """Check inputs again when the node runs: the values of linked ones are known only then.
+def check_when_run(node: type[io.ComfyNode], check: Callable[..., object], **values: Any) -> None:
+    """Check inputs when the node runs: only then are the values of linked ones known.
+
+    Args:
+        node: the node; its schema has the ranges of all values.
+        check: called with those of the values that it has parameters for.
+        values: inputs by name.
 
     Raises:
-        ValueError: what `validate_inputs` of the node says.
+        ValueError: with the sentence to show.
     """
-    answer = node.validate_inputs(**values)
-    if isinstance(answer, str):
+    parameters = inspect.signature(check).parameters
+
+    def check_what_it_knows(**known: Any) -> None:
+        check(**{name: value for name, value in known.items() if name in parameters})
+
+    answer = check_inputs(node, check_what_it_knows, **values)
+    if answer is not True:
         raise ValueError(answer)
 
 

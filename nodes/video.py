@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..longcat_core.condition import DEFAULT_COND_FRAMES
-from .validation import check_latent, rgb
+from .validation import check_latent, check_when_run, rgb
 
 TILING = ("auto", "always")
 TILE_PIXELS, TILE_OVERLAP_PIXELS = 512, 64
@@ -113,4 +113,5 @@ class LongCatJoin(io.ComfyNode):
     @classmethod
     def execute(cls, source: torch.Tensor, continuation: torch.Tensor, overlap: int) -> io.NodeOutput:
         """Append what is new."""
+        check_when_run(cls, lambda: None, overlap=overlap)
         return io.NodeOutput(joined(source, continuation, overlap))

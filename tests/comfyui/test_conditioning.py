@@ -106,6 +106,39 @@ def test_no_sampler_touches_the_given_frames(
     assert torch.equal(joined[21:], frames[13:])
 
 
+@pytest.mark.parametrize("sampler_name", [*SAMPLERS, "uni_pc_bh2", "dpm_fast", "dpm_adaptive"])
+def test_samplers_hand_the_given_frames_back(
+    loaded: Loaded, prompts: Prompts, video: Tensor, sampler_name: str
+) -> None:
+    latent = from_frames(loaded[2], video)
+    found = sample(loaded[0], prompts, latent, sampler_name=sampler_name)
+    torch.testing.assert_close(found[:, :, :4], latent["samples"][:, :, :4], atol=1e-6, rtol=1e-6)
+
+
+def test_two_stages_are_one(loaded: Loaded, prompts: Prompts, video: Tensor) -> None:
+    """A first stage that stops half way leaves noise in the latent, but not in its condition frames."""
+    latent = from_frames(loaded[2], video)
+    (model,) = node("LongCatCFGZero")(loaded[0])
+    watched = watch_calls(model)
+    options = (7, 6, 4.0, "euler", "longcat", *prompts)
+    (half,) = node("KSamplerAdvanced")(watched.model, "enable", *options, latent, 0, 3, "enable")
+    (found,) = node("KSamplerAdvanced")(watched.model, "disable", *options, half, 3, 6, "disable")
+    assert len(watched.calls) == 6
+    condition = WAN.process_in(latent["samples"])[:, :, :4]
+    for call in watched.calls:
+        given = call.latent[:, :, :4]
+        torch.testing.assert_close(given, condition.expand_as(given), atol=1e-6, rtol=1e-6)
+    whole = sample(model, prompts, latent, steps=6)
+    torch.testing.assert_close(found["samples"], whole, atol=1e-4, rtol=1e-4)
+
+
+def test_a_latent_of_another_run_stays_as_it_is(loaded: Loaded, prompts: Prompts, video: Tensor) -> None:
+    model = loaded[0]
+    sample(model, prompts, from_frames(loaded[2], video))
+    other = torch.randn(1, 16, 9, 8, 8)
+    assert torch.equal(model.model.process_latent_out(other), WAN.process_out(other))
+
+
 def test_latent_of_an_image(loaded: Loaded) -> None:
     """One frame whatever num_cond_frames says; the others are zeros as the network sees them."""
     image = pictures(1)
@@ -342,6 +375,33 @@ def test_a_linked_length_is_not_known_at_validation() -> None:
 def test_a_linked_number_of_condition_frames_is_checked_when_the_node_runs(finished: dict) -> None:
     with pytest.raises(ValueError, match=r"num_cond_frames is 0; it must be from 1 to"):
         node("LongCatContinueLatent")(finished, 33, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("LongCatLatent", {"batch_size": 0}, "batch_size is 0; it must be from 1 to 64"),
+        ("LongCatLatent", {"num_cond_frames": 0}, "num_cond_frames is 0; it must be from 1 to"),
+        ("LongCatJoin", {"overlap": -5}, "overlap is -5; it must be from 0 to"),
+        ("LongCatSampler", {"cfg": -3.0}, r"cfg is -3.0; it must be from 1.0 to 30.0"),
+    ],
+)
+def test_linked_values_keep_to_the_ranges(
+    loaded: Loaded, prompts: Prompts, empty_latent: dict, name: str, changes: dict, said: str
+) -> None:
+    sampling = {"model": loaded[0], "positive": prompts[0], "negative": prompts[1], "latent": empty_latent}
+    arguments: dict[str, dict[str, Any]] = {
+        "LongCatLatent": {"width": 64, "height": 64, "length": 17},
+        "LongCatJoin": {"source": pictures(5), "continuation": pictures(9)},
+        "LongCatSampler": {**sampling, "seed": 1, "steps": 2, "mode": "base"},
+    }
+    with pytest.raises(ValueError, match=said):
+        node(name)(**arguments[name], **changes)
+
+
+def test_an_empty_video_is_refused(loaded: Loaded) -> None:
+    with pytest.raises(ValueError, match="has no frames: connect an image"):
+        from_frames(loaded[2], torch.zeros(0, 64, 64, 3))
 
 
 def test_a_linked_length_is_checked_when_the_node_runs(finished: dict) -> None:

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from longcat_core import kv_cache
 from longcat_core.guidance import cfg_zero
 from longcat_core.kv_cache import CacheSize, DeviceStore, HostStore, KVCache, Policy, place
 from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
@@ -464,6 +465,20 @@ def test_comfyui_plans_for_it_until_it_is_there(
     assert CacheSize(4 * TOKENS_PER_FRAME, HIDDEN, DEPTH, 4).device_bytes(policy) == bytes_by_hand
 
 
+def test_planned_bytes_are_those_of_the_policy() -> None:
+    size = CacheSize(num_tokens=10, hidden_size=64, depth=5, itemsize=4)
+    assert KVCache(size, "gpu").bytes_to_come == 5 * 2 * 10 * 64 * 4
+    assert KVCache(size, "cpu").bytes_to_come == 2 * 2 * 10 * 64 * 4
+
+
+def test_auto_is_told_what_a_call_needs(loaded: Loaded, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(kv_cache, "place", lambda policy, size, needed, device: told.append(needed) or "gpu")
+    latent = continuation(4)
+    sample(with_cache(loaded[0], "auto"), prompts, latent)
+    assert told == [loaded[0].model.memory_required(list(latent["samples"].shape))]
+
+
 def test_auto_chooses_by_what_the_device_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     size, needed = CacheSize(6240, 4096, 48, 2), 10e9
     assert round(size.total_bytes / 1e9, 1) == 4.9
@@ -563,7 +578,7 @@ def test_memory_it_takes(report: list[str]) -> None:
 
 
 class FakeStream:
-    """Notes what ComfyUI's streams are asked for."""
+    """Notes what a stream is asked for."""
 
     def __init__(self, name: str, events: list[str]) -> None:
         self.name, self.events = name, events
@@ -571,8 +586,11 @@ class FakeStream:
     def wait_stream(self, other: "FakeStream") -> None:
         self.events.append(f"{self.name} waits for {other.name}")
 
+    def synchronize(self) -> None:
+        self.events.append(f"all waits for {self.name}")
+
     @contextmanager
-    def as_context(self, stream: "FakeStream") -> Iterator[None]:
+    def copying(self) -> Iterator[None]:
         self.events.append(f"{self.name} copies")
         yield
 
@@ -581,10 +599,9 @@ def test_blocks_travel_ahead_of_use_and_wait_for_the_memory(monkeypatch: pytest.
     """Stand-ins for streams: in what order work is given to them, not what they do with it."""
     events: list[str] = []
     computing = FakeStream("computing", events)
-    streams = itertools.cycle([FakeStream("A", events), FakeStream("B", events)])
-    monkeypatch.setattr(comfy.model_management, "get_offload_stream", lambda device: next(streams))
+    monkeypatch.setattr(kv_cache, "copy_stream", lambda device: FakeStream("A", events))
+    monkeypatch.setattr(torch.cuda, "stream", FakeStream.copying)
     monkeypatch.setattr(comfy.model_management, "current_stream", lambda device: computing)
-    monkeypatch.setattr(comfy.model_management, "synchronize", lambda: events.append("all waits"))
     monkeypatch.setattr(comfy.model_management, "unpin_memory", lambda host: events.append("unpinned"))
     store, blocks = HostStore(CPU), torch.randn(2, 2, 1, 2, 3, 4)
     for index, kv in enumerate(blocks):
@@ -593,11 +610,12 @@ def test_blocks_travel_ahead_of_use_and_wait_for_the_memory(monkeypatch: pytest.
         events.append(f"block {index}")
         assert torch.equal(store.read(index), blocks[index])
     store.clear()
-    sent = {name: [f"{name} waits for computing", f"{name} copies"] for name in "AB"}
+    sent = ("A waits for computing", "A copies")
+    read = ("computing waits for A", *sent)
     assert events == [
-        *sent["A"],
-        *("block 0", "computing waits for A", *sent["B"]),
-        *("block 1", "computing waits for B", *sent["A"]),
-        *("block 0", "computing waits for A", *sent["B"]),
-        *("all waits", "unpinned", "unpinned"),
+        *sent,
+        *("block 0", *read),
+        *("block 1", *read),
+        *("block 0", *read),
+        *("all waits for A", "unpinned", "unpinned"),
     ]

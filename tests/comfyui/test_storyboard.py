@@ -15,6 +15,8 @@ from typing import Any
 
 import aiohttp
 import av
+import comfy.model_management
+import comfy.utils
 import folder_paths
 import nodes as core_nodes
 import numpy as np
@@ -485,10 +487,11 @@ def test_wrong_inputs_are_refused_before_anything_runs(server: Any, changes: dic
     assert said in str(refusal.value)
 
 
-def linked(name: str, **values: int) -> Prompt:
+def linked(name: str, **values: float) -> Prompt:
     """A storyboard with inputs from other nodes, whose values are known only when it runs."""
-    numbers = {key: {"class_type": "PrimitiveInt", "inputs": {"value": value}} for key, value in values.items()}
-    return story(name, prompts="a cat\na dog", **QUICK, **{key: [key, 0] for key in values}) | numbers
+    kinds = {int: "PrimitiveInt", float: "PrimitiveFloat"}
+    numbers = {key: {"class_type": kinds[type(value)], "inputs": {"value": value}} for key, value in values.items()}
+    return story(name, prompts="a cat\na dog", **(QUICK | {key: [key, 0] for key in values})) | numbers
 
 
 @pytest.mark.parametrize(
@@ -509,6 +512,21 @@ def test_linked_values_are_checked_before_the_first_segment(server: Any, values:
 
 def test_linked_length_is_not_taken_for_a_short_one(server: Any) -> None:
     assert len(sampled(server, linked("linked", length=LENGTH, num_cond_frames=13))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("cfg", -3.0, "cfg is -3.0; it must be from 1.0 to"),
+        ("seed", -5, "seed is -5; it must be from 0 to"),
+        ("condition_noise", 7.0, "condition_noise is 7.0; it must be from 0.0 to 0.5"),
+        ("color_anchor", 7.0, "color_anchor is 7.0; it must be from 0.0 to 1.0"),
+    ],
+)
+def test_linked_values_keep_to_the_ranges(server: Any, name: str, value: float, said: str) -> None:
+    message, calls = failure(server, linked("unmade", **{name: value}))
+    assert said in message
+    assert calls == []
 
 
 class InProcess:
@@ -654,3 +672,44 @@ def test_condition_noise_reaches_the_model_and_not_the_start_image(loaded: Loade
     assert torch.equal(clean[:, :, :1], given)
     assert torch.equal(noised[:, :, :1], given)
     assert not torch.equal(clean[:, :, 1:], noised[:, :, 1:])
+
+
+def test_cancelled_between_segments(inprocess: InProcess) -> None:
+    """Finished segments are only decoded, which no sampler interrupts."""
+    _, segments = inprocess.make("cancelled", ["a cat", "a dog"])
+    inprocess.said.clear()
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        inprocess.make("cancelled", ["a cat", "a dog"])
+    assert inprocess.said == []
+    _, again = inprocess.make("cancelled", ["a cat", "a dog"])
+    assert all(torch.equal(a, b) for a, b in zip(segments, again, strict=True))
+
+
+def test_a_finished_segment_that_is_deleted_meanwhile_is_made_again(
+    inprocess: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["a cat", "a dog", "a bird"]
+    _, segments = inprocess.make("deleted", prompts)
+    second = next(inprocess.folder.glob("deleted_002_*.latent"))
+    decode = inprocess.segments.Studio.decode
+
+    def delete_and_decode(studio: Any, samples: Tensor) -> Tensor:
+        if torch.equal(samples, segments[0]):
+            second.unlink()
+        return decode(studio, samples)
+
+    monkeypatch.setattr(inprocess.segments.Studio, "decode", delete_and_decode)
+    _, again = inprocess.make("deleted", prompts)
+    assert all(torch.equal(a, b) for a, b in zip(segments, again, strict=True))
+
+
+def test_a_full_disk_is_said_with_the_path(inprocess: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.utils, "save_torch_file", fail)
+        with pytest.raises(OSError, match=r"full_001_\w+\.latent cannot be written: .*No space left.* queue the same"):
+            inprocess.make("full", ["a cat"])
+    assert list(inprocess.folder.iterdir()) == []
