@@ -67,7 +67,7 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         # The sampler's inpainting asks for the masked latent without passing the mask, and hands back what it likes
         # under it: remember both for this run.
         self.num_cond_latents = leading_clean_frames(kwargs.get("denoise_mask"))
-        latent = kwargs.get("latent_image")
+        latent = kwargs.get("latent_image") if self.num_cond_latents else None
         self.given = None if latent is None else latent[:, :, : self.num_cond_latents]
         out["num_cond_latents"] = comfy.conds.CONDConstant(self.num_cond_latents)
         out["kv_cache"] = comfy.conds.CONDConstant(self.kv_cache)
