@@ -129,8 +129,8 @@ class HostStore:
 
     def clear(self) -> None:
         """Give the memory back."""
-        for _, stream in self.arriving.values():  # which may still be reading what is unpinned here
-            (stream or comfy.model_management).synchronize()
+        if self.blocks and comfy.model_management.is_device_cuda(self.device):
+            torch.cuda.synchronize(self.device)  # a copy may still be reading what is unpinned here
         self.arriving.clear()
         for host in self.blocks.values():
             comfy.model_management.unpin_memory(host)
@@ -303,7 +303,7 @@ class CachedSampling:
         size = cache_size(model, LatentShape(*latent_image.shape[2:]), num_cond_latents)
         needed = model.memory_required([1, *latent_image.shape[1:]])
         cache = KVCache(size, place(self.policy, size, needed, guider.model_patcher.load_device))
-        logging.info("LongCat KV Cache: %.1f MB, policy %s.", size.total_bytes / 1e6, cache.placement)
+        logging.info("LongCat KV Cache: %.1f MB, placement %s.", size.total_bytes / 1e6, cache.placement)
         try:
             model.kv_cache = cache
             return sample(*arguments, **kwargs)

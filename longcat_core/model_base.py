@@ -89,9 +89,10 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         """A sampled latent `[B, 16, T, H, W]` as the VAE takes it, with the condition frames as they were given.
 
         Samplers end with other values there: uni_pc and dpm_fast drift, and one that stops before sigma 0 leaves noise,
-        which a second stage would take for the given frames.
+        which a second stage would take for the given frames. Outside of a run, and after one that was stopped, nothing
+        is changed.
         """
-        given, self.given = self.given, None
+        given, self.given = self.given if self.current_patcher else None, None
         if given is not None and given.shape == latent[:, :, : given.shape[2]].shape:
             latent = torch.cat([given.to(latent), latent[:, :, given.shape[2] :]], dim=2)
         return super().process_latent_out(latent)

@@ -203,8 +203,12 @@ class completed:  # noqa: N801 - reads as a function
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if error is None:
-            self.temporary.replace(self.path)
-            return
+            try:
+                self.temporary.replace(self.path)
+            except OSError as not_replaced:
+                error = not_replaced
+            else:
+                return
         self.temporary.unlink(missing_ok=True)
         if isinstance(error, OSError | safetensors.SafetensorError):
             raise OSError(

@@ -32,6 +32,17 @@ def video_shape(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, lengt
     return PixelShape(length, height, width).latent()
 
 
+def check_size(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, length: int = 1, size: str = CUSTOM) -> None:
+    """Raise ValueError if there is no video of this size; width and height must be on the grid only where they count.
+
+    Raises:
+        ValueError: as `video_shape`, or size is not one of `SIZES`.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}.")
+    video_shape(*(() if size in buckets.RESOLUTIONS else (width, height)), length=length)
+
+
 def check_continuation(length: int = LINKED_LENGTH, num_cond_frames: int = 1) -> None:
     """Raise ValueError if there is no video of this length, or nothing of it is left to generate."""
     video_shape(length=length)
@@ -144,10 +155,10 @@ class LongCatLatent(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, width: int | None = None, height: int | None = None, length: int | None = None
+        cls, width: int | None = None, height: int | None = None, length: int | None = None, size: str | None = None
     ) -> bool | str:
         """Refuse sizes off the model's grid before anything runs."""
-        return check_inputs(cls, video_shape, width=width, height=height, length=length)
+        return check_inputs(cls, check_size, width=width, height=height, length=length, size=size)
 
     @classmethod
     def execute(
@@ -163,7 +174,7 @@ class LongCatLatent(io.ComfyNode):
     ) -> io.NodeOutput:
         """Zeros, which ComfyUI's samplers take for "nothing given", or the encoded frames and a mask."""
         numbers = {"width": width, "height": height, "length": length, "num_cond_frames": num_cond_frames}
-        check_when_run(cls, video_shape, batch_size=batch_size, **numbers)
+        check_when_run(cls, check_size, batch_size=batch_size, size=size, **numbers)
         target = frame_size(size, width, height, frames)
         if frames is None:
             shape = video_shape(target.width, target.height, length)

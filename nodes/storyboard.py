@@ -13,12 +13,23 @@ from ..longcat_core import condition, storyboard
 from ..longcat_core.condition import DEFAULT_COND_FRAMES, given_frames
 from ..longcat_core.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
 from ..longcat_core.storyboard import SegmentFiles, frames_digest
-from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, video_shape
+from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, check_size
 from .sampling import check_schedule
 from .segments import Settings, Studio, make_video, video_metadata
 from .validation import check_inputs, check_when_run
 
-CHECKED = ("prompts", "segments", "width", "height", "length", "num_cond_frames", "steps", "mode", "filename_prefix")
+CHECKED = (
+    "prompts",
+    "segments",
+    "width",
+    "height",
+    "length",
+    "num_cond_frames",
+    "steps",
+    "mode",
+    "filename_prefix",
+    "size",
+)
 
 
 def check_storyboard(
@@ -31,15 +42,18 @@ def check_storyboard(
     steps: int = 1,
     mode: Any = "base",
     filename_prefix: str = "-",
+    size: str = CUSTOM,
 ) -> None:
     """Raise ValueError if no such video can be planned."""
     storyboard.prompts_of_segments(prompts, segments)
     if mode not in storyboard.STORYBOARD_MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(storyboard.STORYBOARD_MODES)}.")
     check_schedule(steps, mode)
-    if not Path(filename_prefix).name.strip():
-        raise ValueError("filename_prefix is empty. Write how the names of the segments' files begin, such as long.")
-    video_shape(width, height, length)
+    if Path(filename_prefix).name.strip() in ("", ".."):
+        raise ValueError(
+            "filename_prefix has no name at its end. Write how the names of the segments' files begin, such as long."
+        )
+    check_size(width, height, length, size)
     check_continuation(length, num_cond_frames)
 
 
@@ -199,9 +213,10 @@ class LongCatStoryboard(io.ComfyNode):
         steps: int | None = None,
         mode: str | None = None,
         filename_prefix: str | None = None,
+        size: str | None = None,
     ) -> bool | str:
         """Refuse a video that cannot be planned before anything runs."""
-        values = (prompts, segments, width, height, length, num_cond_frames, steps, mode, filename_prefix)
+        values = (prompts, segments, width, height, length, num_cond_frames, steps, mode, filename_prefix, size)
         return check_inputs(cls, check_storyboard, **dict(zip(CHECKED, values, strict=True)))
 
     @classmethod
@@ -225,8 +240,8 @@ class LongCatStoryboard(io.ComfyNode):
         check_when_run(cls, check_storyboard, filename_prefix=filename_prefix, seed=seed, **values, **settings)
         common = Settings(num_cond_frames=condition.whole_latents(num_cond_frames), **settings)
         prompt_of_each = storyboard.prompts_of_segments(prompts, segments)
-        frames = None if frames is None else given_frames(frames, common.num_cond_frames, common.length)
         continues = frames is not None and len(frames) > 1
+        frames = None if frames is None else given_frames(frames, common.num_cond_frames, common.length)
         made_from = {"settings": asdict(common), "frames": frames_digest(frames), "models": models_digest(cls.hidden)}
         plan = storyboard.plan(prompt_of_each, mode, seed, seed_policy, continues, made_from)
         folder, name, _, subfolder, _ = get_save_image_path(

@@ -139,6 +139,31 @@ def test_a_latent_of_another_run_stays_as_it_is(loaded: Loaded, prompts: Prompts
     assert torch.equal(model.model.process_latent_out(other), WAN.process_out(other))
 
 
+def test_a_stopped_run_leaves_other_latents_alone(loaded: Loaded, prompts: Prompts, video: Tensor) -> None:
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise InterruptedError
+
+    model = loaded[0].clone()
+    model.add_wrapper_with_key("diffusion_model", "stop", stop)
+    with pytest.raises(InterruptedError):
+        sample(model, prompts, from_frames(loaded[2], video))
+    other = torch.randn(1, 16, 9, 8, 8)
+    assert torch.equal(model.model.process_latent_out(other), WAN.process_out(other))
+
+
+@pytest.mark.parametrize("size", ["480p", "720p"])
+def test_trained_sizes_need_no_grid(size: str) -> None:
+    """Width and height are only a shape then, such as that of a picture."""
+    assert find_node("LongCatLatent").validate_inputs(width=1000, height=660, length=17, size=size) is True
+    (latent,) = node("LongCatLatent")(1000, 660, 1, size=size)
+    assert latent["samples"].shape == (1, 16, 1, *((64, 96) if size == "480p" else (100, 144)))
+
+
+def test_unknown_sizes_are_refused() -> None:
+    said = find_node("LongCatLatent").validate_inputs(width=64, height=64, length=17, size="4k")
+    assert said == "size is '4k'; it must be one of custom, 480p, 720p."
+
+
 def test_latent_of_an_image(loaded: Loaded) -> None:
     """One frame whatever num_cond_frames says; the others are zeros as the network sees them."""
     image = pictures(1)

@@ -586,9 +586,6 @@ class FakeStream:
     def wait_stream(self, other: "FakeStream") -> None:
         self.events.append(f"{self.name} waits for {other.name}")
 
-    def synchronize(self) -> None:
-        self.events.append(f"all waits for {self.name}")
-
     @contextmanager
     def copying(self) -> Iterator[None]:
         self.events.append(f"{self.name} copies")
@@ -601,6 +598,8 @@ def test_blocks_travel_ahead_of_use_and_wait_for_the_memory(monkeypatch: pytest.
     computing = FakeStream("computing", events)
     monkeypatch.setattr(kv_cache, "copy_stream", lambda device: FakeStream("A", events))
     monkeypatch.setattr(torch.cuda, "stream", FakeStream.copying)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("all waits"))
+    monkeypatch.setattr(comfy.model_management, "is_device_cuda", lambda device: True)
     monkeypatch.setattr(comfy.model_management, "current_stream", lambda device: computing)
     monkeypatch.setattr(comfy.model_management, "unpin_memory", lambda host: events.append("unpinned"))
     store, blocks = HostStore(CPU), torch.randn(2, 2, 1, 2, 3, 4)
@@ -617,5 +616,5 @@ def test_blocks_travel_ahead_of_use_and_wait_for_the_memory(monkeypatch: pytest.
         *("block 0", *read),
         *("block 1", *read),
         *("block 0", *read),
-        *("all waits for A", "unpinned", "unpinned"),
+        *("all waits", "unpinned", "unpinned"),
     ]
