@@ -18,18 +18,8 @@ from .sampling import check_schedule
 from .segments import Settings, Studio, make_video, video_metadata
 from .validation import check_inputs, check_when_run
 
-CHECKED = (
-    "prompts",
-    "segments",
-    "width",
-    "height",
-    "length",
-    "num_cond_frames",
-    "steps",
-    "mode",
-    "filename_prefix",
-    "size",
-)
+SIZES_CHECKED = ("width", "height", "length", "num_cond_frames")
+CHECKED = ("prompts", "segments", *SIZES_CHECKED, "steps", "mode", "filename_prefix", "size")
 
 
 def check_storyboard(
@@ -50,9 +40,7 @@ def check_storyboard(
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(storyboard.STORYBOARD_MODES)}.")
     check_schedule(steps, mode)
     if Path(filename_prefix).name.strip() in ("", ".."):
-        raise ValueError(
-            "filename_prefix has no name at its end. Write how the names of the segments' files begin, such as long."
-        )
+        raise ValueError("filename_prefix has no name at its end. Write how the segments' files begin, such as long.")
     check_size(width, height, length, size)
     check_continuation(length, num_cond_frames)
 
@@ -244,9 +232,8 @@ class LongCatStoryboard(io.ComfyNode):
         frames = None if frames is None else given_frames(frames, common.num_cond_frames, common.length)
         made_from = {"settings": asdict(common), "frames": frames_digest(frames), "models": models_digest(cls.hidden)}
         plan = storyboard.plan(prompt_of_each, mode, seed, seed_policy, continues, made_from)
-        folder, name, _, subfolder, _ = get_save_image_path(
-            filename_prefix, get_output_directory(), common.width, common.height
-        )
+        place = get_save_image_path(filename_prefix, get_output_directory(), common.width, common.height)
+        folder, name, _, subfolder, _ = place
         files = SegmentFiles(Path(folder), name)
         studio = Studio(model, clip, vae, frames, common)
         video = make_video(studio, plan, files, cls.hidden.unique_id, video_metadata(cls.hidden))

@@ -713,3 +713,9 @@ def test_a_full_disk_is_said_with_the_path(inprocess: InProcess, monkeypatch: py
         with pytest.raises(OSError, match=r"full_001_\w+\.latent cannot be written: .*No space left.* queue the same"):
             inprocess.make("full", ["a cat"])
     assert list(inprocess.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("prefix", ["", "long/..", "  "])
+def test_a_prefix_without_a_name_is_refused(prefix: str) -> None:
+    said = find_node("LongCatStoryboard").validate_inputs(filename_prefix=prefix)
+    assert said == "filename_prefix has no name at its end. Write how the segments' files begin, such as long."
