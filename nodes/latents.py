@@ -40,7 +40,8 @@ def check_size(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, length
     """
     if size not in SIZES:
         raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}.")
-    video_shape(*(() if size in buckets.RESOLUTIONS else (width, height)), length=length)
+    on_grid = size in buckets.RESOLUTIONS
+    video_shape(PIXEL_MULTIPLE if on_grid else width, PIXEL_MULTIPLE if on_grid else height, length)
 
 
 def check_continuation(length: int = LINKED_LENGTH, num_cond_frames: int = 1) -> None:
