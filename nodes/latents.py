@@ -33,15 +33,17 @@ def video_shape(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, lengt
 
 
 def check_size(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, length: int = 1, size: str = CUSTOM) -> None:
-    """Raise ValueError if there is no video of this size; width and height must be on the grid only where they count.
+    """Whether there is a video of this size; a trained `size` takes width and height only as a shape.
 
     Raises:
         ValueError: as `video_shape`, or size is not one of `SIZES`.
     """
     if size not in SIZES:
         raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}.")
-    on_grid = size in buckets.RESOLUTIONS
-    video_shape(PIXEL_MULTIPLE if on_grid else width, PIXEL_MULTIPLE if on_grid else height, length)
+    if size == CUSTOM:
+        video_shape(width, height, length)
+    else:
+        video_shape(length=length)
 
 
 def check_continuation(length: int = LINKED_LENGTH, num_cond_frames: int = 1) -> None:
@@ -83,6 +85,16 @@ def encoded(vae: Any, frames: Tensor, num_cond_frames: int, target: buckets.Size
     return condition.with_condition(latents, shape)
 
 
+def frame_inputs() -> list[io.Int.Input]:
+    """The inputs `width` and `height` of a node that makes videos."""
+    grid: dict[str, Any] = {"min": PIXEL_MULTIPLE, "max": nodes.MAX_RESOLUTION, "step": PIXEL_MULTIPLE}
+    trained = "Pixels, a multiple of 16. Trained at about 480 x 832 pixels in any aspect ratio."
+    return [
+        io.Int.Input("width", default=832, tooltip=trained, **grid),
+        io.Int.Input("height", default=480, tooltip="Pixels, a multiple of 16.", **grid),
+    ]
+
+
 class LongCatLatent(io.ComfyNode):
     """Size, length [, VAE, frames] -> LATENT."""
 
@@ -100,22 +112,7 @@ class LongCatLatent(io.ComfyNode):
                 *("image to video", "i2v longcat", "video continuation", "extend video", "start image"),
             ],
             inputs=[
-                io.Int.Input(
-                    "width",
-                    default=832,
-                    min=PIXEL_MULTIPLE,
-                    max=nodes.MAX_RESOLUTION,
-                    step=PIXEL_MULTIPLE,
-                    tooltip="Pixels, a multiple of 16. Trained at about 480 x 832 pixels in any aspect ratio.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=480,
-                    min=PIXEL_MULTIPLE,
-                    max=nodes.MAX_RESOLUTION,
-                    step=PIXEL_MULTIPLE,
-                    tooltip="Pixels, a multiple of 16.",
-                ),
+                *frame_inputs(),
                 io.Int.Input(
                     "length",
                     default=93,

@@ -13,7 +13,7 @@ from ..longcat_core import condition, storyboard
 from ..longcat_core.condition import DEFAULT_COND_FRAMES, given_frames
 from ..longcat_core.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
 from ..longcat_core.storyboard import SegmentFiles, frames_digest
-from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, check_size
+from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, check_size, frame_inputs
 from .sampling import check_schedule
 from .segments import Settings, Studio, make_video, video_metadata
 from .validation import check_inputs, check_when_run
@@ -77,22 +77,7 @@ class LongCatStoryboard(io.ComfyNode):
                     max=1000,
                     tooltip="How many segments; 0: as many as there are prompts.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=832,
-                    min=PIXEL_MULTIPLE,
-                    max=nodes.MAX_RESOLUTION,
-                    step=PIXEL_MULTIPLE,
-                    tooltip="Pixels, a multiple of 16. Trained at about 480 x 832 pixels in any aspect ratio.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=480,
-                    min=PIXEL_MULTIPLE,
-                    max=nodes.MAX_RESOLUTION,
-                    step=PIXEL_MULTIPLE,
-                    tooltip="Pixels, a multiple of 16.",
-                ),
+                *frame_inputs(),
                 io.Int.Input(
                     "length",
                     default=93,
