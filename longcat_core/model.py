@@ -256,9 +256,9 @@ class Block(nn.Module):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(t_emb)
         h = modulate(x, shift_msa, scale_msa)
         x = gated_residual(x, gate_msa, self.attn(h, rope_freqs, num_cond_tokens, transformer_options))
-        noise = x[:, num_cond_tokens:]
-        if noise.shape[1]:
-            noise += self.cross_attn(self.pre_crs_attn_norm(noise), context, transformer_options)
+        if x.shape[1] > num_cond_tokens:
+            text = self.cross_attn(self.pre_crs_attn_norm(x[:, num_cond_tokens:]), context, transformer_options)
+            x = x + nn.functional.pad(text, (0, 0, num_cond_tokens, 0))
         h = modulate(x, shift_mlp, scale_mlp)
         return gated_residual(x, gate_mlp, self.ffn(h))
 
