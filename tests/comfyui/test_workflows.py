@@ -1,29 +1,47 @@
-"""What the graph editor shows of the pack: the shipped workflows and the help pages."""
+"""What the template browser offers: the shipped workflows, as graphs and as prompts."""
 
 import asyncio
 import json
-from collections.abc import Iterator
+import re
 from pathlib import Path
-from typing import Any
 
 import execution
 import folder_paths
 import nodes
 import pytest
+from graphs import (
+    ABSOLUTE_PATH,
+    MODEL_FOLDERS,
+    PACK,
+    Json,
+    api_node,
+    check_links,
+    check_nodes,
+    executed,
+    notes,
+    shown,
+)
 
-Json = dict[str, Any]
-
-PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 API = PACK / "workflows" / "api"
 JPEG_START = b"\xff\xd8\xff"
 THUMBNAIL_BYTES = 60_000
-NOTES = ("MarkdownNote", "Note")
-WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3", "IMAGEUPLOAD")
-UPLOADS = ("image_upload", "video_upload")
-EDITOR_ONLY = ("control_after_generate", "upload")
-MODEL_FOLDERS = {"folder": "longcat", "unet_name": "diffusion_models", "clip_name": "text_encoders", "vae_name": "vae"}
 INPUT_FILES = {"LoadImage": "image", "LoadVideo": "file"}
+
+RELEASED = "meituan-longcat/LongCat-Video"
+COMFY_ORG = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+PUBLISHED = {
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": f"{COMFY_ORG}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    "wan_2.1_vae.safetensors": f"{COMFY_ORG}/vae/wan_2.1_vae.safetensors",
+}
+UNPUBLISHED = ("longcat_video_bf16.safetensors",)  # the released names in one file exist only where somebody saved them
+LINKS = {f"https://huggingface.co/{RELEASED}", *PUBLISHED.values()}
+DEFAULTS = {
+    **{"folder": "LongCat-Video", "weight_dtype": "default", "width": 832, "height": 480, "length": 93},
+    **{"num_cond_frames": 13, "overlap": 13, "steps": 50, "cfg": 4, "denoise": 1, "fps": 15, "batch_size": 1},
+    **{"sampler_name": "euler", "scheduler": "longcat", "tiling": "auto", "policy": "auto", "type": "wan"},
+}
+CONTINUATIONS = ("longcat_continuation", "longcat_extend", "longcat_long", "longcat_interactive")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,42 +60,6 @@ def workflow(path: Path) -> Json:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def executed(workflow: Json) -> list[Json]:
-    """The nodes of a workflow that run."""
-    return [node for node in workflow["nodes"] if node["type"] not in NOTES]
-
-
-def ours(node_id: str) -> bool:
-    module = getattr(nodes.NODE_CLASS_MAPPINGS[node_id], "RELATIVE_PYTHON_MODULE", "nodes")
-    return module.startswith("custom_nodes.")
-
-
-def inputs(node_id: str) -> Iterator[tuple[str, str, Json]]:
-    """Name, type and options of each input in the order in which the graph editor builds them.
-
-    Behind a choice of files it puts a button.
-    """
-    declared = nodes.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()
-    for section in ("required", "optional"):
-        for name, (kind, *options) in declared.get(section, {}).items():
-            yield name, kind if isinstance(kind, str) else "COMBO", options[0] if options else {}
-            if options and any(options[0].get(upload) for upload in UPLOADS):
-                yield "upload", "IMAGEUPLOAD", {}
-
-
-def widgets(node_id: str) -> list[str]:
-    """Names of the widgets, in the order of `widgets_values`; a seed has a second widget.
-
-    The further widgets that a choice of a dynamic combo can bring are not known here.
-    """
-    return [
-        widget
-        for name, kind, options in inputs(node_id)
-        if kind in WIDGET_TYPES
-        for widget in ([name, "control_after_generate"] if options.get("control_after_generate") else [name])
-    ]
-
-
 def title(node: Json) -> str:
     return node.get("title") or nodes.NODE_DISPLAY_NAME_MAPPINGS.get(node["type"]) or node["type"]
 
@@ -85,17 +67,7 @@ def title(node: Json) -> str:
 def to_api(workflow: Json) -> Json:
     """The API format of a workflow, as the graph editor's "Export (API)" writes it."""
     sources = {link: [str(source), slot] for link, source, slot, *_ in workflow["links"]}
-    prompt = {}
-    for node in executed(workflow):
-        shown = dict(zip(widgets(node["type"]), node["widgets_values"], strict=True))
-        values = {name: value for name, value in shown.items() if name not in EDITOR_ONLY}
-        linked = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
-        prompt[str(node["id"])] = {
-            "class_type": node["type"],
-            "inputs": values | linked,
-            "_meta": {"title": title(node)},
-        }
-    return prompt
+    return {str(node["id"]): api_node(node, sources) | {"_meta": {"title": title(node)}} for node in executed(workflow)}
 
 
 def test_every_prompt_is_a_workflow_too() -> None:
@@ -110,30 +82,13 @@ def test_has_a_thumbnail(path: Path) -> None:
 
 
 def test_has_only_core_nodes_and_ours(workflow: Json) -> None:
-    """`cnr_id` is where the editor offers to install a missing node from."""
-    for node in executed(workflow):
-        assert node["properties"]["Node name for S&R"] == node["type"]
-        assert node["properties"]["cnr_id"] == ("longcat-video" if ours(node["type"]) else "comfy-core")
-
-
-def test_slots_are_those_of_the_nodes(workflow: Json) -> None:
-    for node in executed(workflow):
-        declared = {name: kind for name, kind, _ in inputs(node["type"])}
-        assert {slot["name"]: slot["type"] for slot in node["inputs"]} == declared
-        outputs = nodes.NODE_CLASS_MAPPINGS[node["type"]].RETURN_TYPES
-        assert [slot["type"] for slot in node["outputs"]] == list(outputs)
+    check_nodes(workflow)
+    assert workflow["last_node_id"] == max(node["id"] for node in workflow["nodes"])
 
 
 def test_links_have_two_ends(workflow: Json) -> None:
-    def slots(side: str) -> Iterator[tuple[int, int, str, Any]]:
-        for node in workflow["nodes"]:
-            for index, slot in enumerate(node[side]):
-                yield node["id"], index, slot["type"], slot
-
-    starts = {(link, *end) for *end, slot in slots("outputs") for link in slot["links"] or []}
-    ends = {(slot["link"], *end) for *end, slot in slots("inputs") if slot["link"] is not None}
-    assert starts == {(link, source, out, kind) for link, source, out, _, _, kind in workflow["links"]}
-    assert ends == {(link, target, into, kind) for link, _, _, target, into, kind in workflow["links"]}
+    check_links(workflow, workflow["links"])
+    assert workflow["last_link_id"] == max(link for link, *_ in workflow["links"])
 
 
 def test_is_the_api_prompt_of_the_same_name(path: Path, workflow: Json) -> None:
@@ -159,7 +114,53 @@ def test_core_accepts_the_prompt(path: Path, tmp_path: Path, monkeypatch: pytest
     assert valid, (error, node_errors)
 
 
-@pytest.mark.parametrize("node_id", [name for name in nodes.NODE_CLASS_MAPPINGS if ours(name)])
-def test_help_page_names_every_input(node_id: str) -> None:
-    page = (PACK / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
-    assert [name for name, *_ in inputs(node_id) if f"| `{name}` |" not in page] == []
+def test_has_the_settings_of_the_released_model(path: Path, workflow: Json) -> None:
+    for node in executed(workflow):
+        values = shown(node)
+        different = {name: values[name] for name in DEFAULTS.keys() & values.keys() if values[name] != DEFAULTS[name]}
+        assert different == {}, node["type"]
+    modes = {shown(node)["mode"] for node in executed(workflow) if "mode" in shown(node)}
+    assert ("enhance_hf" in modes) == (path.stem in CONTINUATIONS)
+    assert modes <= {"base", "enhance_hf"}
+
+
+def test_names_no_place_of_one_computer(workflow: Json) -> None:
+    values = [value for node in workflow["nodes"] for value in node["widgets_values"]]
+    assert [value for value in values if isinstance(value, str) and ABSOLUTE_PATH.search(value)] == []
+
+
+def test_note_says_what_a_newcomer_needs(workflow: Json) -> None:
+    """Which files, in which folders, what to change; the editor cannot offer to download a model folder."""
+    text = notes(workflow)
+    assert "### Files" in text
+    assert "### Change this first" in text
+    for node in executed(workflow):
+        for name in MODEL_FOLDERS.keys() & shown(node).keys():
+            assert shown(node)[name] in text
+            assert MODEL_FOLDERS[name] in text
+        if node["type"] == "LongCatLoader":
+            assert f"`hf download {RELEASED} --local-dir models/longcat/{shown(node)['folder']}`" in text
+    change = text.partition("### Change this first")[2].partition("###")[0]
+    there = {title(node) for node in executed(workflow)} | {name for node in executed(workflow) for name in shown(node)}
+    to_change = set(re.findall(r"\*\*([A-Za-z][^*]+)\*\*", change))
+    assert to_change
+    assert to_change <= there
+
+
+def test_note_links_only_to_what_is_known_to_exist(workflow: Json) -> None:
+    found = set(re.findall(r"\w+://[^\s)`>\"]+", notes(workflow)))
+    assert found
+    assert found <= LINKS
+
+
+def test_single_files_can_be_downloaded_from_the_editor(workflow: Json) -> None:
+    """`models` is what the editor's list of missing models takes name, place and address from."""
+    for node in executed(workflow):
+        values = shown(node)
+        files = {name: values[name] for name in MODEL_FOLDERS.keys() & values.keys() if Path(values[name]).suffix}
+        offered = [
+            {"name": file, "url": PUBLISHED[file], "directory": MODEL_FOLDERS[name]}
+            for name, file in files.items()
+            if file not in UNPUBLISHED
+        ]
+        assert node["properties"].get("models", []) == offered
