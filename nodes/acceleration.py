@@ -27,7 +27,7 @@ class LongCatKVCache(io.ComfyNode):
             "generated frames only, as the reference does, so guided videos differ slightly from those without it.",
             search_aliases=["kv cache longcat", "faster continuation", "speed up image to video", "condition cache"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="LongCat-Video."),
                 io.Combo.Input(
                     "policy",
                     options=list(kv_cache.POLICIES),
@@ -37,7 +37,7 @@ class LongCatKVCache(io.ComfyNode):
                     "an image needs 1.2 GB, 13 frames 4.9 GB (computed).",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="A copy of the model, with the cache.")],
         )
 
     @classmethod

@@ -148,7 +148,9 @@ class LongCatLatent(io.ComfyNode):
                     "fill it.",
                 ),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[
+                io.Latent.Output(tooltip="What sampling starts from: empty, or the encoded frames and a noise mask.")
+            ],
         )
 
     @classmethod
@@ -194,7 +196,7 @@ class LongCatContinueLatent(io.ComfyNode):
             display_name="LongCat Continue Latent",
             category="model/latent/longcat",
             description="Continues a sampled video: the end of its latent becomes the beginning of the next one, "
-            "without decoding and encoding it, so that colours do not drift. Join the decoded segments with LongCat "
+            "without decoding and encoding it, so that colors do not drift. Join the decoded segments with LongCat "
             "Join.",
             search_aliases=["extend video", "continue video", "video continuation latent", "longcat extend", "overlap"],
             inputs=[
@@ -216,7 +218,9 @@ class LongCatContinueLatent(io.ComfyNode):
                     tooltip="How many frames the two segments share, 4n+1 (rounded down); trained with 13.",
                 ),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[
+                io.Latent.Output(tooltip="What sampling starts from: the shared frames, room for more, a noise mask.")
+            ],
         )
 
     @classmethod

@@ -74,7 +74,9 @@ class LongCatSigmas(io.ComfyNode):
                     tooltip="Only for refine: the noise level (0..1) that it starts from; 0.5 in the reference.",
                 ),
             ],
-            outputs=[io.Sigmas.Output()],
+            outputs=[
+                io.Sigmas.Output(tooltip="Noise levels from 1 (refine: threshold) to 0, one more than model calls.")
+            ],
         )
 
     @classmethod
@@ -104,8 +106,8 @@ class LongCatCFGZero(io.ComfyNode):
             "conditional one before they are mixed. Core's CFGZeroStar is not the same for flow models. "
             "LongCat Sampler has it built in.",
             search_aliases=["cfg zero star longcat", "longcat guidance", "cfg-zero"],
-            inputs=[io.Model.Input("model")],
-            outputs=[io.Model.Output()],
+            inputs=[io.Model.Input("model", tooltip="LongCat-Video.")],
+            outputs=[io.Model.Output(tooltip="A copy of the model, with this guidance.")],
         )
 
     @classmethod
@@ -128,7 +130,7 @@ class LongCatSampler(io.ComfyNode):
             "mode. The same numbers as LongCat Sigmas + LongCat CFG-Zero* + SamplerCustomAdvanced.",
             search_aliases=["longcat ksampler", "text to video", "longcat generate", "sample longcat"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="LongCat-Video."),
                 io.Conditioning.Input("positive", tooltip="What the video should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show; ignored at cfg 1."),
                 io.Latent.Input("latent", tooltip="From LongCat Latent."),
@@ -151,7 +153,7 @@ class LongCatSampler(io.ComfyNode):
                 ),
                 io.Combo.Input("mode", options=list(schedule.MODES), default="base", tooltip=MODE_TOOLTIP),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The video, for LongCat Decode.")],
         )
 
     @classmethod

@@ -61,8 +61,8 @@ class LongCatStoryboard(io.ComfyNode):
             search_aliases=["long video", "multi prompt video", "longcat long", "extend video", "interactive video"],
             inputs=[
                 io.Model.Input("model", tooltip="LongCat-Video; with LongCat KV Cache in front it is faster."),
-                io.Clip.Input("clip"),
-                io.Vae.Input("vae"),
+                io.Clip.Input("clip", tooltip="UMT5-XXL, from LongCat Loader or Load CLIP with type wan."),
+                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, from LongCat Loader or Load VAE."),
                 io.String.Input(
                     "prompts",
                     multiline=True,

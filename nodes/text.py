@@ -53,7 +53,7 @@ class LongCatTextEncode(io.ComfyNode):
                     "tokens (about 350 English words), the rest is cut.",
                 ),
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(tooltip="For the positive or negative input of a sampler or guider.")],
         )
 
     @classmethod

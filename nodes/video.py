@@ -38,7 +38,7 @@ class LongCatDecode(io.ComfyNode):
             search_aliases=["decode longcat", "latent to video", "latent to frames", "tiled decode"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, from LongCat Loader or Load VAE."),
-                io.Latent.Input("latent"),
+                io.Latent.Input("latent", tooltip="What the sampler made."),
                 io.Combo.Input(
                     "tiling",
                     options=list(TILING),

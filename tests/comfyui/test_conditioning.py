@@ -176,7 +176,7 @@ def test_latent_of_an_image(loaded: Loaded) -> None:
 
 
 def test_alpha_is_left_out(loaded: Loaded) -> None:
-    """Before resizing, which would weight the colours with it."""
+    """Before resizing, which would weight the colors with it."""
     image = pictures(1, 90, 120)
     with_alpha = torch.cat([image, pictures(1, 90, 120, seed=1)[..., :1]], dim=-1)
     found, expected = (from_frames(loaded[2], frames)["samples"] for frames in (with_alpha, image))

@@ -61,7 +61,7 @@ def encoded(video: Tensor, channels: Tensor) -> Tensor:
 
     Args:
         video: `[1, 3, F, H, W]` in -1..1; of frames after the last full group of 4 nothing remains, as in Wan's VAE.
-        channels: weights of the colours in every latent channel.
+        channels: weights of the colors in every latent channel.
 
     Returns:
         `[1, 16, 1 + (F - 1) // 4, H / 8, W / 8]`.
