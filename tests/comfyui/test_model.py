@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.conds
+import comfy.model_management
 import comfy.ops
 import pytest
 import torch
@@ -217,3 +218,15 @@ def test_conditioning_with_its_own_mask_is_used_as_given() -> None:
     assert torch.equal(conds["context_mask"].cond, mask)
     with pytest.raises(ValueError, match="7 text tokens but an attention_mask of 5"):
         model.extra_conds(cross_attn=context, attention_mask=mask[:, :5])
+
+
+@pytest.mark.parametrize("num_cond_latents", [0, 1])
+def test_gradients_reach_every_weight(
+    network: LongCatVideoTransformer, num_cond_latents: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Core's *Train LoRA* needs them; an operation that overwrites what the gradient needs fails here."""
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    network.requires_grad_(True)
+    velocity = network(**inputs(), num_cond_latents=num_cond_latents)
+    velocity[:, :, num_cond_latents:].square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
