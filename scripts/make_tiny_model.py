@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,42 +136,45 @@ def write_model(folder: Path, seed: int, shards: int) -> None:
     transformers.utils.logging.disable_progress_bar()
     generator = torch.Generator().manual_seed(seed)
 
-    write_dit(folder / "dit", shards, generator)
+    write_random_dit(folder / "dit", shards, generator)
     diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULER_CONFIG).save_pretrained(folder / "scheduler")
 
     vae = diffusers.AutoencoderKLWan(base_dim=VAE_BASE_DIM)
     randomize(vae.state_dict(), generator)
     vae.save_pretrained(folder / "vae")
 
-    write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer", CORPUS, VOCAB_SIZE)
     text_encoder = transformers.UMT5EncoderModel(transformers.UMT5Config(vocab_size=VOCAB_SIZE, **UMT5_SIZES))
     randomize(text_encoder.state_dict(), generator)
     text_encoder.save_pretrained(folder / "text_encoder")
 
 
-def build_dit() -> Any:
-    """The pack's own network at the sizes of DIT_CONFIG; its weights are not set."""
+def build_dit(config: Mapping[str, Any]) -> Any:
+    """The pack's own network at the sizes of a released-layout config; its weights are not set."""
     from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
 
-    names = inspect.signature(LongCatVideoTransformer).parameters.keys() & DIT_CONFIG.keys()
-    ffn_size = ffn_hidden_size(DIT_CONFIG["hidden_size"], DIT_CONFIG["mlp_ratio"])
-    return LongCatVideoTransformer(**{name: DIT_CONFIG[name] for name in names}, ffn_hidden_size=ffn_size)
+    names = inspect.signature(LongCatVideoTransformer).parameters.keys() & config.keys()
+    ffn_size = ffn_hidden_size(config["hidden_size"], config["mlp_ratio"])
+    return LongCatVideoTransformer(**{name: config[name] for name in names}, ffn_hidden_size=ffn_size)
 
 
-def write_dit(folder: Path, shards: int, generator: "torch.Generator") -> None:
-    """Write config and bf16 weights of the pack's own network in the released layout."""
+def write_random_dit(folder: Path, shards: int, generator: "torch.Generator") -> None:
+    """Write the pack's own network at the sizes of DIT_CONFIG with random weights."""
+    weights = build_dit(DIT_CONFIG).state_dict()
+    randomize(weights, generator)
+    write_dit(folder, DIT_CONFIG, weights, shards)
+
+
+def write_dit(folder: Path, config: Mapping[str, Any], weights: Mapping[str, "torch.Tensor"], shards: int = 1) -> None:
+    """Write config and weights, as bf16, in the released layout."""
     import torch
     from huggingface_hub import save_torch_state_dict
 
-    model = build_dit()
-    weights = model.state_dict()
-    randomize(weights, generator)
-    weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
-
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(DIT_CONFIG, indent=2), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     pattern = "diffusion_pytorch_model{suffix}.safetensors"
-    save_torch_state_dict(weights, folder, filename_pattern=pattern, max_shard_size=shard_size(weights, shards))
+    halves = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    save_torch_state_dict(halves, folder, filename_pattern=pattern, max_shard_size=shard_size(halves, shards))
 
 
 def shard_size(weights: Mapping[str, "torch.Tensor"], shards: int) -> int:
@@ -207,10 +210,11 @@ def randomize(weights: Mapping[str, "torch.Tensor"], generator: "torch.Generator
             tensor.copy_(noise / math.sqrt(tensor[0].numel()))
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Train a sentencepiece model on the corpus; write it as such and as transformers' tokenizer.
+def write_tokenizer(folder: Path, corpus: Iterable[str], vocab_size: int, words: Iterable[str] = ()) -> None:
+    """Train a sentencepiece model on sentences; write it as such and as transformers' tokenizer.
 
     As in the released tokenizer there are byte pieces for characters outside the vocabulary, pad is 0 and eos 1.
+    `vocab_size` is the most there can be; few sentences give fewer pieces. Each of `words` becomes one.
     """
     import sentencepiece
     import transformers
@@ -221,10 +225,12 @@ def write_tokenizer(folder: Path) -> None:
         rules = Path(scratch) / "white_space.tsv"
         rules.write_text("".join(f"{ord(char):X}\t20\n" for char in WHITE_SPACE), encoding="utf-8")
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(CORPUS),
+            sentence_iterator=iter(corpus),
             model_writer=model,
             model_type="unigram",
-            vocab_size=VOCAB_SIZE,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            user_defined_symbols=[f"\u2581{word}" for word in words],
             required_chars=PRINTABLE_ASCII,
             normalization_rule_tsv=str(rules),
             byte_fallback=True,

@@ -138,7 +138,7 @@ def test_every_tensor_of_the_dit_shows_in_its_output(tiny_model: Path) -> None:
     assert state_dict.keys() == weights.dit_keys(make_tiny_model.DIT_CONFIG["depth"])
     assert {tensor.dtype for tensor in state_dict.values()} == {torch.bfloat16}
 
-    model = make_tiny_model.build_dit()
+    model = make_tiny_model.build_dit(make_tiny_model.DIT_CONFIG)
     model.load_state_dict(state_dict)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 3, 4, 4, generator=generator)
