@@ -1,0 +1,81 @@
+"""Train the toy model: a small LongCat-Video that really learned to draw moving shapes, for demonstrations and tests.
+
+    python3 scripts/train_toy.py [DEST] [--work DIR] [--speed-up N]
+
+Writes a folder in the released layout (dit/, scheduler/, text_encoder/, tokenizer/, vae/) with weights in bf16. It
+takes about two hours on two CPU cores. Stopped at any time, the same command goes on from the last checkpoint, at most
+a minute back. docs/toy.md explains the recipe; toy_training.py is the recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # an embedded Python does not do it
+from host import PACK, HostError, cache_root, ensure_host, host_environment, run_command
+
+TOY = PACK / "assets" / "toy"
+PREPARE, EXPORT = "prepare", "export"
+PARTS = (("encoder", "decoder"), ("dit",))  # what trains one after the other, in processes side by side
+# Two processes of one thread do more than one of two; glibc keeps freed memory instead of returning it.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "300000000",
+}
+
+
+def main() -> int:
+    """Set up the host, then run this file again under its Python, once for each process."""
+    options = _options()
+    if options.hosted:
+        return _run_parts(options)
+    host = ensure_host(packages=["diffusers"])
+    environment = {**host_environment(), **ENVIRONMENT, "COMFYUI_PATH": str(host.comfyui)}
+    options.work.mkdir(parents=True, exist_ok=True)
+    command = [host.python, __file__, *sys.argv[1:], "--hosted"]
+    if subprocess.run([*command, PREPARE], env=environment, check=False).returncode:
+        raise HostError("Preparing the training failed; the reason is above.")
+    running = [subprocess.Popen([*command, *parts], env=environment) for parts in PARTS]
+    statuses = [process.wait() for process in running]
+    if any(statuses):
+        raise HostError("The training stopped; the reason is above. The same command continues it.")
+    return subprocess.run([*command, EXPORT], env=environment, check=False).returncode
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dest", nargs="?", type=Path, default=TOY, metavar="DEST", help="folder to write (assets/toy)")
+    parser.add_argument("--work", type=Path, default=cache_root() / "toy", metavar="DIR", help="checkpoints and logs")
+    parser.add_argument("--speed-up", type=int, default=1, metavar="N", help="train N times shorter, to try it out")
+    parser.add_argument("--hosted", nargs="+", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _run_parts(options: argparse.Namespace) -> int:
+    from make_tiny_model import use_comfyui
+
+    use_comfyui()
+    import comfy.model_management
+    import torch
+    from toy_folder import export, prepare
+    from toy_training import STEPS, train
+
+    torch.set_num_threads(1)
+    comfy.model_management.in_training = True  # core's rotary kernel has no gradient, its plain formula has
+    for part in options.hosted:
+        if part == PREPARE:
+            prepare(options.work)
+        elif part == EXPORT:
+            export(options.work, options.dest)
+        else:
+            train(part, options.work, max(1, STEPS[part] // options.speed_up))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
