@@ -6,6 +6,7 @@ failure, unless its reason starts with "needs hardware:". The last line counts e
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 HARDWARE = "needs hardware:"
 TEST_PATHS = ("tests", "./tests", str(PACK / "tests"))
+BROWSER_TESTS = PACK / "tests" / "browser"
 TYPED = ("__init__.py", "nodes", "longcat_core", "scripts")
 # The pack's folder must not be on sys.path: its nodes/ would hide ComfyUI's nodes.py.
 PYTEST = "import sys; sys.path = [path for path in sys.path if path]; import pytest; sys.exit(pytest.main())"
@@ -37,7 +39,10 @@ def main() -> int:
         scratch = Path(name)
         failed = [*_failed_checks(host, scratch)]
         report = scratch / "report.xml"
-        status = _run_pytest(host, [argument for argument in arguments if argument != "--"], report)
+        arguments = [argument for argument in arguments if argument != "--"]
+        paths = [argument for argument in arguments if argument.startswith(TEST_PATHS)]
+        _prepare_browser(host, paths)
+        status = _run_pytest(host, arguments if paths else [*arguments, "tests"], report)
         passed, failures, accepted, refused = _counts(report) if report.is_file() else (0, 0, 0, [])
     if status and not failures:
         failed.append(f"pytest (status {status})")
@@ -68,11 +73,23 @@ def _failed_checks(host: Host, scratch: Path) -> Iterator[str]:
         yield "mypy"
 
 
+def _prepare_browser(host: Host, paths: list[str]) -> None:
+    """Download a browser where the tests need one and none is found; without it they fail and say what to install."""
+    needed = not paths or any(map(_concerns_browser, paths))
+    if needed and not os.environ.get("COMFYUI_PATH"):  # into a user's own host nothing is installed
+        run_in_host(host, [BROWSER_TESTS / "chromium.py"])
+
+
+def _concerns_browser(path: str) -> bool:
+    """Whether a path given to pytest holds the browser tests or lies among them."""
+    chosen = (PACK / path.partition("::")[0]).resolve()
+    return chosen.is_relative_to(BROWSER_TESTS) or BROWSER_TESTS.is_relative_to(chosen)
+
+
 def _run_pytest(host: Host, arguments: list[str], report: Path) -> int:
     print("== pytest", flush=True)
-    paths = [] if any(argument.startswith(TEST_PATHS) for argument in arguments) else ["tests"]
     options = ["-c", PACK / "tests" / "pytest.ini", f"--junitxml={report}"]
-    return run_in_host(host, ["-c", PYTEST, *options, *arguments, *paths], cwd=PACK)
+    return run_in_host(host, ["-c", PYTEST, *options, *arguments], cwd=PACK)
 
 
 def _counts(report: Path) -> tuple[int, int, int, list[str]]:

@@ -1,0 +1,1 @@
+"""The pack in the real graph editor. A package, so that its fixtures end with it: see conftest.py."""

@@ -1,0 +1,115 @@
+"""A real server with the pack, and the real graph editor in a headless Chromium.
+
+Playwright keeps an event loop running in this thread, in which `asyncio.run` of other tests fails. So its fixtures
+have this package's scope: they end with its last test.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Error, expect, sync_playwright
+from test_shipped_workflows import FRAMES_PER_SECOND, IMAGE, TINY, TINY_FILE, VIDEO, VIDEO_FRAMES, picture, write_video
+
+from .chromium import INSTALL, find_chromium
+from .editor import Editor, open_editor
+
+PACK = Path(__file__).resolve().parents[2]
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+)
+PATIENCE = 20_000  # milliseconds until something that should appear is missed
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Pointer.DoubleClickTime": 1000,  # milliseconds; a busy machine takes longer than the usual 300
+}
+PLAYS_H264 = "document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.42E01E\"') !== ''"
+
+sys.path.append(str(PACK / "scripts"))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def seconds(report: list[str]) -> Iterator[None]:
+    """Measure this package."""
+    started = time.monotonic()
+    yield
+    report.append(f"browser tests: {time.monotonic() - started:.0f} s")
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A client of a server with the model and with the input files that the workflows name."""
+    from comfyui_server import running_server
+    from host import Host
+
+    base = tmp_path_factory.mktemp("browser-server")
+    write_model(base / "models")
+    for name in ("input", "user/default"):
+        (base / name).mkdir(parents=True)
+    Image.fromarray(picture(0)).save(base / "input" / IMAGE)
+    write_video(base / "input" / VIDEO, range(0, 10 * VIDEO_FRAMES, 10), FRAMES_PER_SECOND)
+    (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
+    host = Host(comfyui=Path(os.environ["COMFYUI_PATH"]), python=Path(sys.executable))
+    with running_server(host, base, PACK, cpu=True) as client:
+        yield client
+
+
+def write_model(models: Path) -> None:
+    """Write the model into ComfyUI's folder of models, as a folder and its network as a single file."""
+    folder = models / "longcat" / TINY
+    subprocess.run([sys.executable, str(PACK / "scripts" / "make_tiny_model.py"), str(folder)], check=True)
+    single_file = models / "diffusion_models" / TINY_FILE
+    single_file.parent.mkdir()
+    shutil.copy(next((folder / "dit").glob("*.safetensors")), single_file)
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """A headless browser that can play what *Save Video* writes."""
+    expect.set_options(timeout=PATIENCE)
+    found = find_chromium()
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        except Error as error:
+            raise pytest.fail.Exception(f"{INSTALL}\n{error}", pytrace=False) from None
+        page = browser.new_page()
+        if not page.evaluate(PLAYS_H264):
+            pytest.fail(f"{found or 'The downloaded Chromium'} cannot play H.264 videos. {INSTALL}", pytrace=False)
+        page.close()
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the screenshots."""
+    named = os.environ.get("LONGCAT_ARTIFACTS")
+    folder = Path(named).absolute() if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="package")
+def tab(browser: Browser, server: Any, artifacts: Path) -> Iterator[Editor]:
+    """The editor in English, for all tests."""
+    with open_editor(browser, "en-US", server.address, artifacts) as editor:
+        yield editor
+
+
+@pytest.fixture
+def editor(tab: Editor) -> Editor:
+    """The editor in English with an empty workflow and nothing in front of it."""
+    tab.clear_screen()
+    tab.start_blank()
+    return tab
