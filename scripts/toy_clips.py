@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -78,7 +79,7 @@ class Clips(NamedTuple):
 
 def subject_of(prompt: str) -> Subject:
     """What a prompt speaks of; where it does not say, a red circle moving right on a white background."""
-    words = prompt.lower().split()
+    words = words_of(prompt)
     motion = next((motion for motion in MOTIONS if motion.split()[1] in words), "moving right")
     choices = ((COLORS, "red"), (SHAPES, "circle"), (BACKGROUNDS, "white"))
     color, shape, background = (next((name for name in names if name in words), other) for names, other in choices)
@@ -87,7 +88,12 @@ def subject_of(prompt: str) -> Subject:
 
 def unknown_words(prompt: str) -> list[str]:
     """The words of a prompt that the toy model was not trained on."""
-    return [word for word in prompt.split() if word not in WORDS]
+    return [word for word in words_of(prompt) if word not in WORDS]
+
+
+def words_of(prompt: str) -> list[str]:
+    """The words of a prompt without punctuation, in lower case."""
+    return re.findall(r"\w+", prompt.lower())
 
 
 def random_clips(

@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override] # no closure
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter in (parameter for parameter in group["params"] if parameter.grad is not None):
                 average = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 average.lerp_(parameter.grad, 1 - group["momentum"])
                 update = orthogonalized(parameter.grad.lerp(average, group["momentum"]).flatten(1))

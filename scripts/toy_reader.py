@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from toy_clips import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Subject, coverage
+from toy_clips import BACKGROUNDS, COLORS, MOTIONS, SHAPES, coverage
 
 STILL = 4.0  # pixels between the first and the last frame below which nothing moved
 MIN_AREA = 40  # pixels; a smaller spot is no shape
@@ -26,11 +26,6 @@ class Reading(NamedTuple):
     background: str
     centroids: np.ndarray
     """Pixels (x, y) of the shape's center of mass, `[T, 2]`; NaN where there is no shape."""
-
-    @property
-    def subject(self) -> Subject:
-        """The words."""
-        return Subject(*self[:4])
 
 
 def read(frames: np.ndarray) -> Reading:

@@ -10,7 +10,7 @@ ComfyUI and the pack must be importable, and `comfy.model_management.in_training
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,12 @@ from toy_muon import Muon
 
 from longcat_core.text import TEXT_TOKENS
 
-STEPS = {"encoder": 1600, "decoder": 1800, "dit": 4800}
+ROUNDS = {"encoder": (1600, 500), "decoder": (1800, 400), "dit": (4800,)}  # steps
 LEARNING_RATES = {"encoder": (0.02, 2e-3), "decoder": (0.02, 2e-3), "dit": (0.014, 2e-3)}  # Muon's and AdamW's
 MATRICES = {"encoder": "encoder.", "decoder": "decoder.", "dit": "blocks."}  # what Muon trains
 WARM_UP = 60  # steps
-CONSTANT = 0.4  # share of the steps before the learning rate falls, along a cosine to 0
+CONSTANT = 0.4  # share of the first round before the learning rate falls, along a cosine to 0
+LATER_RATE = 0.4  # of the full learning rate, where a later round starts; it falls at once
 WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
 LOG_EVERY = 50  # steps
@@ -38,7 +39,8 @@ CHECKPOINT_EVERY = 60.0  # seconds
 
 CROP = 32  # pixels
 CROPS = ((9, 3, 0.25), (17, 2, 0.4), (33, 1, 0.25), (93, 1, 0.1))  # frames, batch size, share of the steps
-WHOLE_CLIPS = 0.15  # share of the steps, at the end, on whole clips of 17 frames instead of crops
+WHOLE_CLIPS = 0.15  # share of the first round, at its end, on whole clips of 17 frames instead of crops
+LATER_CLIPS = ((1, 8, 0.6), (17, 1, 0.4))  # the same for later rounds, whole
 LATENT_NOISE = 0.15  # what the decoder learns to bear, since sampled latents are not perfect
 
 SHIFT = 12.0
@@ -54,13 +56,13 @@ class Task(NamedTuple):
 
     module: nn.Module
     loss: Callable[[int, torch.Generator], dict[str, Tensor]]
-    """Losses by name at a step (negative for held-out data); their sum is minimised."""
+    """Losses by name at a step; their sum is minimised. Negative steps are for data that is not trained on."""
 
 
 # ---- tasks
 
 
-def vae_task(part: str, work: Path, steps: int) -> Task:
+def vae_task(part: str, work: Path, rounds: Sequence[int]) -> Task:
     """Half of the VAE: `encoder` (pixels to latents) or `decoder` (noisy latents to pixels)."""
     space = LatentSpace.of(load_prepared(work)["space"])
     vae = build_vae()
@@ -70,7 +72,7 @@ def vae_task(part: str, work: Path, steps: int) -> Task:
     module = torch.nn.ModuleDict({part: half[0], "conv": half[1]})
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pixels = clips_or_crops(step, steps, generator)
+        pixels = clips_or_crops(step, rounds[0], generator)
         latents = space.encode(pixels)
         if part == "encoder":
             return {"mse": (wan.process_in(vae.encode(pixels)) - latents).square().mean()}
@@ -81,9 +83,12 @@ def vae_task(part: str, work: Path, steps: int) -> Task:
     return Task(module, loss)
 
 
-def clips_or_crops(step: int, steps: int, generator: torch.Generator) -> Tensor:
-    """Pixels for one step of the VAE: crops aligned to the latent grid, or one whole clip near the end."""
-    if step < 0 or step >= (1 - WHOLE_CLIPS) * steps:
+def clips_or_crops(step: int, first_round: int, generator: torch.Generator) -> Tensor:
+    """Pixels for one step of the VAE: crops aligned to the latent grid, later whole clips."""
+    if step >= first_round:
+        num_frames, batch, _ = pick(LATER_CLIPS, generator)
+        return draw(random_clips(random_subjects(batch, generator), num_frames, generator, room=0))
+    if step < 0 or step >= (1 - WHOLE_CLIPS) * first_round:
         return draw(random_clips(random_subjects(1, generator), 17, generator, room=0))
     num_frames, batch, _ = pick(CROPS, generator)
     pixels = draw(random_clips(random_subjects(batch, generator), num_frames, generator, room=0))
@@ -174,9 +179,10 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
 # ---- training
 
 
-def train(part: str, work: Path, steps: int) -> None:
-    """Train one part from its last checkpoint to the end; its log is `work/<part>.jsonl`."""
-    task = dit_task(work) if part == "dit" else vae_task(part, work, steps)
+def train(part: str, work: Path, rounds: Sequence[int]) -> None:
+    """Train one part from its last checkpoint through rounds of so many steps; its log is `work/<part>.jsonl`."""
+    steps = sum(rounds)
+    task = dit_task(work) if part == "dit" else vae_task(part, work, rounds)
     optimizers = list(make_optimizers(task.module, MATRICES[part], LEARNING_RATES[part]))
     checkpoint, log = work / f"{part}.pt", Log(part, steps, work / f"{part}.jsonl")
     first = 0
@@ -186,7 +192,7 @@ def train(part: str, work: Path, steps: int) -> None:
         task.module.load_state_dict(state["module"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        log.rewind(first)
+    log.rewind(first)
     saved_at = time.monotonic()
     for step in range(first, steps):
         losses = task.loss(step, step_generator(step))
@@ -194,7 +200,7 @@ def train(part: str, work: Path, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(task.module.parameters(), CLIP_NORM)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * learning_rate(step, steps)
+                group["lr"] = group["initial_lr"] * learning_rate(step, rounds)
             optimizer.step()
             optimizer.zero_grad()
         log.add(step, losses, task)
@@ -209,10 +215,15 @@ def step_generator(step: int) -> torch.Generator:
     return torch.Generator().manual_seed(SEED + 1_000_003 * (step + 1_000_000))
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Share of the full learning rate: a short rise, then constant, then a cosine to 0."""
-    falling = max(0.0, (step / steps - CONSTANT) / (1 - CONSTANT))
-    return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * falling))
+def learning_rate(step: int, rounds: Sequence[int]) -> float:
+    """Share of the full learning rate: a short rise, constant in the first round only, then a cosine to 0."""
+    start, peak, constant = 0, 1.0, CONSTANT
+    for length in rounds:
+        if step < start + length:
+            break
+        start, peak, constant = start + length, LATER_RATE, 0.0
+    falling = max(0.0, ((step - start) / length - constant) / (1 - constant))
+    return peak * min(1.0, (step - start + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * falling))
 
 
 def make_optimizers(module: nn.Module, matrices: str, rates: tuple[float, float]) -> Iterator[torch.optim.Optimizer]:

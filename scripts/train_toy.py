@@ -10,14 +10,17 @@ a minute back. docs/toy.md explains the recipe; toy_training.py is the recipe.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # an embedded Python does not do it
-from host import PACK, HostError, cache_root, ensure_host, host_environment, run_command
+from host import PACK, HostError, cache_root, ensure_host, host_environment, run_command, run_in_host
 
 TOY = PACK / "assets" / "toy"
+COMPONENTS = {"dit", "scheduler", "text_encoder", "tokenizer", "vae"}
 PREPARE, EXPORT = "prepare", "export"
 PARTS = (("encoder", "decoder"), ("dit",))  # what trains one after the other, in processes side by side
 # Two processes of one thread do more than one of two; glibc keeps freed memory instead of returning it.
@@ -35,25 +38,50 @@ def main() -> int:
     if options.hosted:
         return _run_parts(options)
     host = ensure_host(packages=["diffusers"])
-    environment = {**host_environment(), **ENVIRONMENT, "COMFYUI_PATH": str(host.comfyui)}
     options.work.mkdir(parents=True, exist_ok=True)
-    command = [host.python, __file__, *sys.argv[1:], "--hosted"]
-    if subprocess.run([*command, PREPARE], env=environment, check=False).returncode:
+    os.environ.update(ENVIRONMENT)
+    command = [__file__, *sys.argv[1:], "--hosted"]
+    if run_in_host(host, [*command, PREPARE]):
         raise HostError("Preparing the training failed; the reason is above.")
-    running = [subprocess.Popen([*command, *parts], env=environment) for parts in PARTS]
-    statuses = [process.wait() for process in running]
+    _train_side_by_side([[host.python, *command, *parts] for parts in PARTS], str(host.comfyui))
+    return run_in_host(host, [*command, EXPORT])
+
+
+def _train_side_by_side(commands: list[list[str | Path]], comfyui: str) -> None:
+    environment = {**host_environment(), "COMFYUI_PATH": comfyui}
+    running = [subprocess.Popen(command, env=environment) for command in commands]
+    try:
+        while None in (statuses := [process.poll() for process in running]) and not any(statuses):
+            time.sleep(1)
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
     if any(statuses):
         raise HostError("The training stopped; the reason is above. The same command continues it.")
-    return subprocess.run([*command, EXPORT], env=environment, check=False).returncode
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dest", nargs="?", type=Path, default=TOY, metavar="DEST", help="folder to write (assets/toy)")
+    parser.add_argument("dest", nargs="?", type=Path, metavar="DEST", help="folder to write (default: assets/toy)")
     parser.add_argument("--work", type=Path, default=cache_root() / "toy", metavar="DIR", help="checkpoints and logs")
-    parser.add_argument("--speed-up", type=int, default=1, metavar="N", help="train N times shorter, to try it out")
+    parser.add_argument(
+        "--speed-up",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train N times shorter, to try it out; DEST is then in DIR unless given",
+    )
     parser.add_argument("--hosted", nargs="+", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.speed_up < 1:
+        parser.error(f"--speed-up is {options.speed_up}: it must be 1 or more.")
+    if options.speed_up > 1:
+        options.work /= f"speed-up-{options.speed_up}"
+    options.dest = options.dest or (TOY if options.speed_up == 1 else options.work / TOY.name)
+    if options.dest.exists() and {path.name for path in options.dest.iterdir()} - COMPONENTS:
+        parser.error(f"{options.dest} exists and is not a model folder: name one that does not exist yet.")
+    return options
 
 
 def _run_parts(options: argparse.Namespace) -> int:
@@ -63,7 +91,7 @@ def _run_parts(options: argparse.Namespace) -> int:
     import comfy.model_management
     import torch
     from toy_folder import export, prepare
-    from toy_training import STEPS, train
+    from toy_training import ROUNDS, train
 
     torch.set_num_threads(1)
     comfy.model_management.in_training = True  # core's rotary kernel has no gradient, its plain formula has
@@ -73,7 +101,7 @@ def _run_parts(options: argparse.Namespace) -> int:
         elif part == EXPORT:
             export(options.work, options.dest)
         else:
-            train(part, options.work, max(1, STEPS[part] // options.speed_up))
+            train(part, options.work, [max(1, steps // options.speed_up) for steps in ROUNDS[part]])
     return 0
 
 
