@@ -216,17 +216,23 @@ def outputs(entry: Json) -> dict[str, Json]:
 
 @contextmanager
 def running_server(
-    host: Host, base_directory: Path, pack: Path, extra_args: Sequence[str] = (), cpu: bool | None = None
+    host: Host,
+    base_directory: Path,
+    pack: Path,
+    extra_args: Sequence[str] = (),
+    cpu: bool | None = None,
+    port: int | None = None,
 ) -> Iterator[Client]:
-    """Run ComfyUI on a free port with ``pack`` as its only custom node pack, until the block ends.
+    """Run ComfyUI with ``pack`` as its only custom node pack, until the block ends.
 
     ``base_directory`` is made where missing and keeps the log. ``cpu`` None means: only where no accelerator is found.
-    Raises ServerError if the server does not come up or the pack cannot be imported.
+    ``port`` None means: any free one. Raises ServerError if the port is taken, the server does not come up or the pack
+    cannot be imported.
     """
+    port = _free_port(port)
     base_directory = base_directory.absolute()
     for name in ("custom_nodes", "input", "models", "output", "user"):
         (base_directory / name).mkdir(parents=True, exist_ok=True)
-    port = _free_port()
     flags = [
         *("--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch", "--disable-api-nodes"),
         *("--base-directory", str(base_directory), "--database-url", "sqlite:///:memory:"),
@@ -271,9 +277,17 @@ def _lacks_accelerator(host: Host) -> bool:
     return answer.stdout.strip() != "True"
 
 
-def _free_port() -> int:
+def _free_port(wanted: int | None) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        if sys.platform != "win32":  # there, it would let two servers share a port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted or 0))
+        except OSError as error:
+            raise ServerError(
+                f"Port {wanted} cannot be used: {error.strerror}. Perhaps another ComfyUI has it. Name another port; "
+                f"without one, a free one is taken."
+            ) from error
         return probe.getsockname()[1]
 
 

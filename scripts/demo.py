@@ -1,30 +1,55 @@
 """Make a video with the pack in a real, headless ComfyUI, from nothing but a clone of this repository.
 
-The model is a tiny one with random weights in the layout of the released folder: everything runs as with the real one,
-but the picture means nothing.
+    python3 scripts/demo.py ["a red circle moving right on a white background"] [--mode t2v|i2v|continue|storyboard]
+
+The model is the toy in assets/toy: a small LongCat-Video that learned to draw one moving shape. In mode i2v it is given
+a picture, in mode continue a short video, both drawn here; in mode storyboard every prompt makes a segment.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # an embedded Python does not do it
 from host import PACK, Host, HostError, cache_root, ensure_host, run_command, run_in_host
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
     from comfyui_server import Event
 
-WORKFLOW = PACK / "workflows" / "api" / "longcat_t2v.json"
-MODEL = "tiny-random"
+TOY = PACK / "assets" / "toy"
+MAX_PORT = 65535
+DIRECTIONS = ("right", "down", "left", "up")
+
+
+class Mode(NamedTuple):
+    """A shipped workflow and what the demo runs it with."""
+
+    workflow: str
+    length: int
+    """Frames, of each segment."""
+    default: tuple[str, ...]
+    """Prompts."""
+
+
+RED_CIRCLE = "a red circle moving right on a white background"
+MODES = {
+    "t2v": Mode("longcat_t2v", 17, (RED_CIRCLE,)),
+    "i2v": Mode("longcat_i2v", 17, (RED_CIRCLE,)),
+    "continue": Mode("longcat_continuation", 33, (RED_CIRCLE,)),
+    "storyboard": Mode("longcat_interactive", 17, tuple(RED_CIRCLE.replace("right", word) for word in DIRECTIONS)),
+}
 
 
 def main() -> int:
@@ -32,14 +57,12 @@ def main() -> int:
     options = _options()
     if options.hosted:
         return _demonstrate(options)
-    host = ensure_host(packages=["diffusers"])  # writes the tiny model
-    models = base_directory() / "models" / "longcat"
-    models.mkdir(parents=True, exist_ok=True)
-    if not (models / MODEL).exists():
-        print("Writing a tiny model with random weights (10 to 30 s, once) ...", flush=True)
-    if run_in_host(host, [PACK / "scripts" / "make_tiny_model.py", models / MODEL]):
-        raise HostError("The tiny model could not be written; the reason is above.")
-    return run_in_host(host, [__file__, "--hosted", *sys.argv[1:]])
+    _check_writable(options.output)
+    if options.open:
+        _opener()
+    if not TOY.is_dir():
+        raise HostError(f"The toy model is missing ({TOY}): clone the repository, packages do not contain it.")
+    return run_in_host(ensure_host(), [__file__, "--hosted", *sys.argv[1:]])
 
 
 def base_directory() -> Path:
@@ -48,51 +71,41 @@ def base_directory() -> Path:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
-    parser.add_argument("prompt", nargs="?", help="what the video should show (default: the workflow's own text)")
-    parser.add_argument("--width", type=int, default=64, help="pixels, a multiple of 16 (default: %(default)s)")
-    parser.add_argument("--height", type=int, default=64, help="pixels, a multiple of 16 (default: %(default)s)")
-    parser.add_argument("--length", type=int, default=17, help="frames, a multiple of 4 plus 1 (default: %(default)s)")
-    parser.add_argument("--fps", type=float, default=15.0, help="frames per second (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=8, help="sampling steps (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompt", nargs="*", help="what the video should show; mode storyboard takes several")
+    parser.add_argument("--mode", choices=MODES, default="t2v", help="what to make (default: %(default)s)")
+    parser.add_argument("--length", type=int, help="frames (of a segment), a multiple of 4 plus 1 (default: 17 or 33)")
+    parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=PACK / "output", metavar="DIR", help="default: output/")
+    parser.add_argument("--port", type=_port, help="of the server, 1 to 65535 (default: a free one)")
     parser.add_argument("--open", action="store_true", help="show the video when it is done")
     parser.add_argument("--hosted", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def fill_in(workflow: dict[str, Any], options: argparse.Namespace) -> None:
-    """Put the options into an API-format workflow, in place."""
-    inputs: dict[str, dict[str, Any]] = {
-        "LongCatLoader": {"folder": MODEL},
-        "LongCatLatent": {"width": options.width, "height": options.height, "length": options.length},
-        "LongCatSigmas": {"steps": options.steps},
-        "RandomNoise": {"noise_seed": options.seed},
-        "CreateVideo": {"fps": options.fps},
-        "SaveVideo": {"filename_prefix": "longcat-demo"},
-    }
-    for node in workflow.values():
-        node["inputs"].update(inputs.get(node["class_type"], {}))
-        if options.prompt and node["_meta"]["title"] == "Positive prompt":
-            node["inputs"]["text"] = options.prompt
+    options = parser.parse_args()
+    if len(options.prompt) > 1 and options.mode != "storyboard":
+        parser.error(f"{len(options.prompt)} prompts: --mode {options.mode} takes one; put it in quotation marks.")
+    return options
 
 
 def _demonstrate(options: argparse.Namespace) -> int:
     from comfyui_server import ExecutionFailed, PromptRejected, ServerError
+    from toy_clips import words_of
+    from videos import read_video
 
-    folder = options.output.absolute()
+    mode = MODES[options.mode]
+    prompts = [" ".join(words_of(prompt)) for prompt in options.prompt] or mode.default
+    print("The toy model draws one shape that moves or stands still; it is small enough to run anywhere.")
+    _name_unknown_words(prompts)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HostError(f"The folder --output {folder} cannot be made: {error.strerror}.") from error
-    try:
-        video = _make_video(options, folder)
+        video = _make_video(options, mode, prompts, options.output.absolute())
     except (ServerError, PromptRejected, ExecutionFailed) as error:
         raise HostError(str(error)) from error
+    frames, fps = read_video(str(video))
+    sheet = video.with_suffix(".png")
+    write_contact_sheet(frames, sheet)
+    _, height, width, _ = frames.shape
     print(
-        f"Saved {video}: {_properties(video)}.\n"
-        "The demo model has random weights, so the picture means nothing yet; it shows that everything runs.\n"
+        f"Saved {video}: {width}x{height}, {len(frames)} frames, {fps:g} fps.\nSaved {sheet}: its frames at a glance.\n"
         'For real videos get the real model: see "Model files" in README.md.'
     )
     if options.open:
@@ -100,23 +113,70 @@ def _demonstrate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _make_video(options: argparse.Namespace, folder: Path) -> Path:
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{port} is no port; use 1 to {MAX_PORT}, or none for a free one")
+    return port
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise HostError(
+            f"The video cannot be written to {folder}: {error.strerror}. Name another folder with --output."
+        ) from error
+
+
+def _name_unknown_words(prompts: Sequence[str]) -> None:
+    from toy_clips import WORDS, unknown_words
+
+    unknown = dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt))
+    if unknown:
+        print(f"It does not know: {', '.join(unknown)}. Its words are: {', '.join(sorted(WORDS))}.")
+
+
+def _make_video(options: argparse.Namespace, mode: Mode, prompts: Sequence[str], folder: Path) -> Path:
     from comfyui_server import LOG_NAME, outputs, running_server
+    from toy_workflows import install_toy, toy_workflow, write_given_files
+    from videos import saved_file
 
     host = Host(comfyui=Path(os.environ["COMFYUI_PATH"]), python=Path(sys.executable))
-    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    fill_in(workflow, options)
+    length = mode.length if options.length is None else options.length
+    workflow = toy_workflow(mode.workflow, prompts, length, options.steps, options.seed)
     base = base_directory()
+    install_toy(base / "models")
+    write_given_files(base / "input", workflow, prompts[0])
     print(f"Starting ComfyUI (log: {base / LOG_NAME}) ...", end="", flush=True)
     started = time.monotonic()
     # ComfyUI numbers the files itself, so writing straight into the folder overwrites nothing.
-    with running_server(host, base, PACK, ("--output-directory", str(folder))) as client:
+    with running_server(host, base, PACK, ("--output-directory", str(folder)), port=options.port) as client:
         print(f" {time.monotonic() - started:.0f} s", flush=True)
         progress = Progress({node_id: node["_meta"]["title"] for node_id, node in workflow.items()})
         results = outputs(client.run(workflow, progress.show, timeout=None))
         progress.end()
-    saved = next(output for node_id, output in results.items() if workflow[node_id]["class_type"] == "SaveVideo")
-    return folder / saved["images"][0]["filename"]
+    file = saved_file(workflow, results)
+    return folder / file["subfolder"] / file["filename"]
+
+
+def write_contact_sheet(frames: np.ndarray, path: Path, columns: int = 6, rows: int = 2) -> None:
+    """Write evenly spread frames, from the first to the last, side by side and enlarged."""
+    from PIL import Image
+    from videos import spread
+
+    _, height, width, _ = frames.shape
+    scale, gap = max(1, 128 // width), 4
+    cell_width, cell_height = scale * width + gap, scale * height + gap
+    sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), "white")
+    for index, frame in enumerate(spread(frames, columns * rows)):
+        row, column = divmod(index, columns)
+        place = (gap + column * cell_width, gap + row * cell_height)
+        enlarged = Image.fromarray(frame).resize((scale * width, scale * height), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, place)
+    sheet.save(path)
 
 
 class Progress:
@@ -155,25 +215,20 @@ class Progress:
             print(line, flush=True)
 
 
-def _properties(video: Path) -> str:
-    """Say what a decoder finds in the file."""
-    import av
-
-    with av.open(str(video)) as container:
-        stream = container.streams.video[0]
-        frames = sum(1 for _ in container.decode(video=0))
-        rate = float(stream.average_rate)
-        return f"{stream.width}x{stream.height}, {frames} frames, {rate:g} fps, {video.stat().st_size / 1000:.0f} kB"
-
-
 def _show(video: Path) -> None:
     if sys.platform == "win32":
         os.startfile(video)
     else:
-        opener = "open" if sys.platform == "darwin" else "xdg-open"
-        if not shutil.which(opener):
-            raise HostError(f"--open needs the program {opener}; open the file yourself.")
-        subprocess.run([opener, str(video)], check=False)
+        subprocess.run([_opener(), str(video)], check=False)
+
+
+def _opener() -> str:
+    opener = {"darwin": "open", "win32": "explorer"}.get(sys.platform, "xdg-open")
+    if not shutil.which(opener):
+        raise HostError(
+            f"--open needs the program {opener}; leave it out and open the file yourself."
+        )
+    return opener
 
 
 if __name__ == "__main__":

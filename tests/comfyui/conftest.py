@@ -40,6 +40,16 @@ def tiny_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def toy_model() -> Path:
+    """The trained toy, in ComfyUI's models/longcat."""
+    from toy_workflows import MODEL, install_toy
+
+    models = Path(folder_paths.models_dir)
+    install_toy(models)
+    return models / "longcat" / MODEL
+
+
+@pytest.fixture(scope="session")
 def loaded(tiny_model: Path) -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the tiny folder, from LongCatLoader."""
     return node("LongCatLoader")(TINY)
@@ -60,8 +70,8 @@ def empty_latent() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A client of a real server that has the pack, in a folder with a hyphen, and the tiny model."""
+def server(tiny_model: Path, toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A client of a real server that has the pack, in a folder with a hyphen, and both models."""
     from comfyui_server import running_server
     from host import Host
 

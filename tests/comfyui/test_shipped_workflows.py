@@ -2,14 +2,15 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
+from toy_workflows import with_folder_loader
+from videos import read_video, saved_file, write_video
 
 Prompt = dict[str, dict]
 
@@ -42,20 +43,11 @@ def small_workflow(name: str) -> Prompt:
     A 0 stays: it is `segments` where each prompt makes one. The tiny text encoder and VAE exist only as a folder.
     """
     prompt = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
-    slots = {
-        node_id: SINGLE_FILE_LOADERS[item["class_type"]]
-        for node_id, item in prompt.items()
-        if item["class_type"] in SINGLE_FILE_LOADERS
-    }
-    for node_id in slots:
-        prompt[node_id] = {"class_type": "LongCatLoader", "inputs": {"folder": TINY}}
     for item in prompt.values():
         for key, value in item["inputs"].items():
-            if isinstance(value, list) and value[0] in slots:
-                item["inputs"][key] = [value[0], slots[value[0]]]
-            elif value and key in SMALL:
+            if value and key in SMALL:
                 item["inputs"][key] = SMALL[key]
-    return prompt
+    return with_folder_loader(prompt, TINY, tuple(SINGLE_FILE_LOADERS))
 
 
 def find(prompt: Prompt, class_type: str) -> str:
@@ -64,18 +56,11 @@ def find(prompt: Prompt, class_type: str) -> str:
     return found
 
 
-def read_video(file: Any) -> tuple[list[np.ndarray], float]:
-    """Frames `[height, width, 3]` of a video, 0..255, and frames per second."""
-    with av.open(file) as container:
-        stream = container.streams.video[0]
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)], float(stream.average_rate)
-
-
-def saved_video(server: Any, prompt: Prompt, entry: dict) -> tuple[list[np.ndarray], float]:
+def saved_video(server: Any, prompt: Prompt, entry: dict) -> tuple[np.ndarray, float]:
     """What *Save Video* wrote, as `read_video`."""
     from comfyui_server import outputs
 
-    (file,) = outputs(entry)[find(prompt, "SaveVideo")]["images"]
+    file = saved_file(prompt, outputs(entry))
     return read_video(io.BytesIO(server.download(file["filename"], file["subfolder"])))
 
 
@@ -85,14 +70,9 @@ def picture(shift: int) -> np.ndarray:
     return np.stack([x, y, np.full_like(x, shift)], axis=-1).astype(np.uint8)
 
 
-def write_video(path: Path, shifts: Sequence[int], frames_per_second: int) -> None:
-    """Write one `picture` per shift."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=frames_per_second, options={"crf": "10"})
-        stream.width, stream.height, stream.pix_fmt = VIDEO_WIDTH, VIDEO_HEIGHT, "yuv420p"
-        for shift in shifts:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(shift), format="rgb24")))
-        container.mux(stream.encode())
+def pictures(shifts: Iterable[int]) -> np.ndarray:
+    """One `picture` per shift."""
+    return np.stack([picture(shift) for shift in shifts])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,7 +80,7 @@ def input_folder(server: Any) -> Path:
     """The server's folder of inputs, with the image and the video of the workflows in it."""
     folder = server.base_directory / "input"
     Image.fromarray(picture(0)).save(folder / IMAGE)
-    write_video(folder / VIDEO, range(0, 10 * VIDEO_FRAMES, 10), FRAMES_PER_SECOND)
+    write_video(pictures(range(0, 10 * VIDEO_FRAMES, 10)), folder / VIDEO, FRAMES_PER_SECOND)
     return folder
 
 
@@ -131,7 +111,7 @@ def test_continuation_begins_with_the_whole_video(server: Any, input_folder: Pat
 def test_every_second_frame_of_a_faster_video(server: Any, input_folder: Path) -> None:
     """*Sample Video Frame*, as the note in the workflow says: 41 frames at 30 per second become 21."""
     shifts = range(0, 5 * 41, 5)
-    write_video(input_folder / "fast.mp4", shifts, 2 * FRAMES_PER_SECOND)
+    write_video(pictures(shifts), input_folder / "fast.mp4", 2 * FRAMES_PER_SECOND)
     prompt = small_workflow("longcat_continuation")
     video, components = find(prompt, "LoadVideo"), find(prompt, "GetVideoComponents")
     prompt[video]["inputs"]["file"] = "fast.mp4"
