@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 PACK = Path(__file__).resolve().parent.parent
+PARTS = {
+    "toy tests": ("test_toy.py", "test_sensitivity.py", "test_train_toy.py", "test_demo.py"),
+    "browser tests": ("browser/",),
+}
 REPORT = pytest.StashKey[list[str]]()
 BASE = tempfile.TemporaryDirectory(prefix="longcat-tests-")
 
@@ -59,7 +63,12 @@ def report(request: pytest.FixtureRequest) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what the tests measured."""
+    """Print what the tests measured, and how long the parts took."""
+    runs = [run for runs in terminalreporter.stats.values() for run in runs if isinstance(run, pytest.TestReport)]
+    for name, files in PARTS.items():
+        seconds = sum(run.duration for run in runs if any(file in run.nodeid for file in files))
+        if seconds:
+            config.stash[REPORT].append(f"{name}: {seconds:.0f} s")
     if config.stash[REPORT]:
         terminalreporter.section("measured")
     for line in config.stash[REPORT]:

@@ -1,6 +1,7 @@
 """What ComfyUI and its registry read about the pack."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -42,3 +43,12 @@ def test_node_layer_is_used_by_nothing_below_it() -> None:
         text = file.read_text()
         assert "folder_paths" not in text, file
         assert "import nodes" not in text, file
+
+
+def test_links_and_pictures_of_the_documentation_exist() -> None:
+    pages = [*PACK.glob("*.md"), *PACK.glob("docs/*.md"), *PACK.glob("web/docs/*.md")]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8"))
+    ]
+    assert links
+    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []

@@ -78,7 +78,7 @@ def slot_differences(place: str, old: list[Json], new: list[Json]) -> Iterator[s
                 yield f"{place}, {slot['name']}: {key} was {known.get(key)!r}, is {slot.get(key)!r}"
 
 
-def breakages(old: Schema, new: Schema) -> Iterator[str]:
+def incompatibilities(old: Schema, new: Schema) -> Iterator[str]:
     """A line for every difference that makes saved workflows wrong."""
     for node_id, before in old.items():
         if node_id not in new:
@@ -100,13 +100,13 @@ def breakages(old: Schema, new: Schema) -> Iterator[str]:
 
 
 def test_saved_workflows_still_fit() -> None:
-    broken = list(breakages(recorded(), current()))
+    broken = list(incompatibilities(recorded(), current()))
     assert not broken, "\n".join(broken)
 
 
 def test_is_as_recorded() -> None:
     old, new = recorded(), current()
-    if os.environ.get(RENEW) == "1" and not list(breakages(old, new)):
+    if os.environ.get(RENEW) == "1" and not list(incompatibilities(old, new)):
         SCHEMA.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
         old = recorded()
     different = sorted(differences(old, new))
@@ -118,7 +118,7 @@ def test_a_changed_default_is_only_a_difference() -> None:
     old, new = recorded(), recorded()
     new["LongCatLatent"]["inputs"][2]["default"] = 97
     assert list(differences(old, new)) == ["LongCatLatent, inputs, length: default was 93, is 97"]
-    assert list(breakages(old, new)) == []
+    assert list(incompatibilities(old, new)) == []
 
 
 def test_what_breaks_workflows_is_told() -> None:
@@ -128,7 +128,7 @@ def test_what_breaks_workflows_is_told() -> None:
     new["LongCatSigmas"]["inputs"][2]["options"].remove("refine")
     new["LongCatDecode"]["inputs"].append({"name": "fps", "type": "FLOAT", "optional": False})
     new["LongCatLatent"]["inputs"][3]["optional"] = False
-    broken = " ".join(breakages(old, new))
+    broken = " ".join(incompatibilities(old, new))
     for said in (
         "LongCatJoin is gone",
         "LongCatSampler: inputs were",
