@@ -22,8 +22,9 @@ IN_APPLICATIONS = (
 )
 INSTALL = (
     "The browser tests need Chromium, Chrome or Edge: install one (on Debian: apt-get install chromium), "
-    f"or run '{sys.executable} -m playwright install chromium', or name its program in {VARIABLE}."
+    f"or run '{sys.executable} -m playwright install --with-deps chromium', or name its program in {VARIABLE}."
 )
+OTHER = f"The browser tests need one that does: install Chrome, Edge or Debian's chromium, or name it in {VARIABLE}."
 
 
 def find_chromium() -> Path | None:

@@ -7,19 +7,15 @@ have this package's scope: they end with its last test.
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Browser, Error, expect, sync_playwright
-from test_shipped_workflows import FRAMES_PER_SECOND, IMAGE, TINY, TINY_FILE, VIDEO, VIDEO_FRAMES, picture, write_video
 
-from .chromium import INSTALL, find_chromium
+from .chromium import INSTALL, OTHER, find_chromium
 from .editor import Editor, open_editor
 
 PACK = Path(__file__).resolve().parents[2]
@@ -27,6 +23,8 @@ ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
+TOY_FILE = "longcat-toy.safetensors"
+TOY_PROMPT = "a red circle moving right on a white background"
 PATIENCE = 20_000  # milliseconds until something that should appear is missed
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
@@ -38,26 +36,18 @@ PLAYS_H264 = "document.createElement('video').canPlayType('video/mp4; codecs=\"a
 sys.path.append(str(PACK / "scripts"))
 
 
-@pytest.fixture(scope="package", autouse=True)
-def seconds(report: list[str]) -> Iterator[None]:
-    """Measure this package."""
-    started = time.monotonic()
-    yield
-    report.append(f"browser tests: {time.monotonic() - started:.0f} s")
-
-
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client of a server with the model and with the input files that the workflows name."""
     from comfyui_server import running_server
     from host import Host
+    from toy_workflows import write_given_files
 
     base = tmp_path_factory.mktemp("browser-server")
     write_model(base / "models")
-    for name in ("input", "user/default"):
-        (base / name).mkdir(parents=True)
-    Image.fromarray(picture(0)).save(base / "input" / IMAGE)
-    write_video(base / "input" / VIDEO, range(0, 10 * VIDEO_FRAMES, 10), FRAMES_PER_SECOND)
+    for workflow in (PACK / "workflows" / "api").glob("*.json"):
+        write_given_files(base / "input", json.loads(workflow.read_text(encoding="utf-8")), TOY_PROMPT)
+    (base / "user" / "default").mkdir(parents=True)
     (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
     host = Host(comfyui=Path(os.environ["COMFYUI_PATH"]), python=Path(sys.executable))
     with running_server(host, base, PACK, cpu=True) as client:
@@ -65,12 +55,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def write_model(models: Path) -> None:
-    """Write the model into ComfyUI's folder of models, as a folder and its network as a single file."""
-    folder = models / "longcat" / TINY
-    subprocess.run([sys.executable, str(PACK / "scripts" / "make_tiny_model.py"), str(folder)], check=True)
-    single_file = models / "diffusion_models" / TINY_FILE
-    single_file.parent.mkdir()
-    shutil.copy(next((folder / "dit").glob("*.safetensors")), single_file)
+    """Copy the toy model into ComfyUI's folder of models, as a folder and its network as a single file."""
+    from toy_workflows import MODEL, install_toy
+
+    install_toy(models)
+    (weights,) = (models / "longcat" / MODEL / "dit").glob("*.safetensors")
+    (models / "diffusion_models").mkdir()
+    shutil.copy(weights, models / "diffusion_models" / TOY_FILE)
 
 
 @pytest.fixture(scope="package")
@@ -85,18 +76,18 @@ def browser() -> Iterator[Browser]:
             raise pytest.fail.Exception(f"{INSTALL}\n{error}", pytrace=False) from None
         page = browser.new_page()
         if not page.evaluate(PLAYS_H264):
-            pytest.fail(f"{found or 'The downloaded Chromium'} cannot play H.264 videos. {INSTALL}", pytrace=False)
+            pytest.fail(f"{found or 'The downloaded Chromium'} cannot play H.264 videos. {OTHER}", pytrace=False)
         page.close()
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="package")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifacts(report: list[str]) -> Path:
     """The folder of the screenshots."""
-    named = os.environ.get("LONGCAT_ARTIFACTS")
-    folder = Path(named).absolute() if named else tmp_path_factory.mktemp("screenshots")
+    folder = Path(os.environ.get("LONGCAT_ARTIFACTS", PACK / "output" / "screenshots")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    report.append(f"screenshots: {folder}")
     return folder
 
 

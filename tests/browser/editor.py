@@ -33,11 +33,12 @@ SET_WIDGETS = """values => app.graph.nodes.forEach(node => node.widgets?.forEach
     widget.value = values[widget.name];
     widget.callback?.(widget.value);
 }))"""
-CLEAR_NEGATIVES = """() => app.graph.nodes.forEach(node => {
+SET_PROMPTS = """prompt => app.graph.nodes.forEach(node => {
     const targets = (node.outputs ?? []).flatMap(output => output.links ?? []).map(link => app.graph.links[link]);
     const negative = targets.some(t => app.graph.getNodeById(t.target_id).inputs[t.target_slot].name === 'negative');
     for (const widget of node.widgets ?? [])
         if (widget.name === 'negative' || (negative && widget.name === 'text')) widget.value = '';
+        else if (['text', 'prompts'].includes(widget.name)) widget.value = widget.value.replace(/^.*\\S.*$/gm, prompt);
 })"""
 REPLACE_BY_LOADER = """slots => {
     const replaced = app.graph.nodes.filter(node => node.type in slots);
@@ -127,14 +128,14 @@ class Editor:
             node["inputs"].pop(VIDEO_PREVIEW, None)
         return prompt
 
-    def make_small(self, values: Mapping[str, Any], slots: Mapping[str, int]) -> None:
-        """Set widgets by name where they are not 0, and empty the negative prompts.
+    def make_small(self, prompt: str, values: Mapping[str, Any], slots: Mapping[str, int]) -> None:
+        """Write one prompt in the place of each, empty the negative ones, and set widgets by name where they are not 0.
 
         Loaders of the types in ``slots`` are replaced by one *LongCat Loader*, whose output of that number takes over.
         """
         self.page.evaluate(REPLACE_BY_LOADER, slots)
         self.page.evaluate(SET_WIDGETS, values)
-        self.page.evaluate(CLEAR_NEGATIVES)
+        self.page.evaluate(SET_PROMPTS, prompt)
 
     def run(self) -> Json:
         """Press *Run* and return the server's last message about the prompt: ``type`` and its details."""
@@ -189,6 +190,7 @@ class Editor:
 def open_editor(browser: Browser, locale: str, address: str, artifacts: Path) -> Iterator[Editor]:
     """Open the editor of the server at ``address`` in a new window of a user with that locale, and wait for it."""
     with browser.new_context(viewport=VIEWPORT, locale=locale) as context:
+        context.set_default_timeout(START_TIMEOUT)
         page = context.new_page()
         page.goto(f"http://{address}/")
         page.wait_for_function(READY, timeout=START_TIMEOUT)

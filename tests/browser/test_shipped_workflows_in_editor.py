@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
-from test_shipped_workflows import FRAMES_PER_SECOND, SAVED, SINGLE_FILE_LOADERS, SMALL
+from test_shipped_workflows import FRAMES_PER_SECOND, NEW, SAVED, SINGLE_FILE_LOADERS, SMALL
+from toy_workflows import GIVEN_FRAMES, MODEL, SIZE
 
+from .conftest import TOY_FILE, TOY_PROMPT
 from .editor import Editor
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+ON_TOY = SMALL | {"folder": MODEL, "unet_name": TOY_FILE, "steps": 12}
+CONTINUED = (SIZE, SIZE, GIVEN_FRAMES + NEW)
 
 Json = dict[str, Any]
 
@@ -43,13 +47,13 @@ def test_opens_from_the_templates(editor: Editor, path: Path) -> None:
 
 def test_runs_and_shows_its_video(editor: Editor, path: Path) -> None:
     editor.open_file(path, len(load(path)["nodes"]))
-    editor.make_small(SMALL, SINGLE_FILE_LOADERS)
+    editor.make_small(TOY_PROMPT, ON_TOY, SINGLE_FILE_LOADERS)
     outcome = editor.run()
     assert outcome["type"] == "execution_success", outcome
     video = editor.page.locator("video[src*='subfolder=video&']")
     expect(video).to_be_visible()
     editor.page.wait_for_function("video => video.readyState > 0", arg=video.element_handle())
     editor.take_picture(f"{path.stem}_finished", fit=True)
-    width, height, frames = SAVED[path.stem]
+    width, height, frames = (SAVED | {"longcat_continuation": CONTINUED})[path.stem]
     assert video.evaluate("video => [video.videoWidth, video.videoHeight]") == [width, height]
     assert video.evaluate("video => video.duration") == pytest.approx(frames / FRAMES_PER_SECOND, abs=0.02)
