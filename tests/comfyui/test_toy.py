@@ -111,7 +111,7 @@ def test_the_reader_reads_drawn_clips(num_frames: int) -> None:
 
 def test_the_reader_bears_noise() -> None:
     clips = pixels(random_clips(HELD_OUT, 17, torch.Generator().manual_seed(2)))
-    noise = np.random.default_rng(0).normal(0, 20, clips.shape)
+    noise = np.random.default_rng(0).normal(0, 10, clips.shape)
     noisy = np.clip(clips + noise, 0, 255).astype(np.uint8)
     assert min(agreement([read(clip) for clip in noisy], HELD_OUT).values()) >= 0.95
 
