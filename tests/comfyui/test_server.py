@@ -82,7 +82,7 @@ def test_one_node_sampler(server: Any) -> None:
             {"width": 70, "length": 18},
             "width must be a multiple of 16 (use 64 or 80), it is 70; length must be 4n+1 (use 17 or 21)",
         ),
-        ({"folder": "LongCat-Video"}, "There is no model folder 'LongCat-Video'; found: tiny-random"),
+        ({"folder": "LongCat-Video"}, "There is no model folder 'LongCat-Video'; found: longcat-toy, tiny-random"),
         ({"width": 1_600_000}, "width is 1600000; it must be from 16 to 16384"),
         ({"length": 0}, "length is 0; it must be from 1 to"),
         ({"width": "wide"}, "width, wide, invalid literal"),
