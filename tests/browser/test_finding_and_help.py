@@ -38,9 +38,21 @@ def test_typing_longcat_finds_every_node(editor: Editor, server: Any) -> None:
 @pytest.mark.parametrize(
     ("typed", "names"),
     [
-        ("image to video", ["LongCat Latent"]),
-        ("text to video", ["LongCat Text Encode", "LongCat Latent", "LongCat Sampler"]),
-        ("extend", ["LongCat Continue Latent", "LongCat Latent", "LongCat Storyboard", "LongCat Join"]),
+        ("image to video", ["Image to Video (LongCat-Video)", "LongCat Latent"]),
+        (
+            "text to video",
+            ["Text to Video (LongCat-Video)", "LongCat Text Encode", "LongCat Latent", "LongCat Sampler"],
+        ),
+        (
+            "extend",
+            [
+                "Extend Video (LongCat-Video)",
+                "LongCat Continue Latent",
+                "LongCat Latent",
+                "LongCat Storyboard",
+                "LongCat Join",
+            ],
+        ),
     ],
 )
 def test_typing_a_task_finds_the_nodes_for_it(editor: Editor, typed: str, names: list[str]) -> None:

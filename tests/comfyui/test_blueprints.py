@@ -1,6 +1,5 @@
 """The subgraph blueprints: what the graph editor needs of their files, and what they do in a real server."""
 
-import asyncio
 import io
 import itertools
 import json
@@ -9,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
-import nodes
 import numpy as np
 import pytest
 from graphs import (
@@ -26,9 +23,12 @@ from graphs import (
     inputs,
     served,
 )
+from videos import read_video
 
 BLUEPRINTS = sorted((PACK / "subgraphs").glob("*.json"))
-TEXT_TO_VIDEO, EXTEND = "Text to Video (LongCat-Video)", "Extend Video (LongCat-Video)"
+TEXT_TO_VIDEO, IMAGE_TO_VIDEO, EXTEND = (
+    f"{task} (LongCat-Video)" for task in ("Text to Video", "Image to Video", "Extend Video")
+)
 CATEGORY = "Video generation and editing/"
 INPUT_NODE, OUTPUT_NODE = -10, -20  # what links from and to the outside name as their node
 
@@ -37,10 +37,7 @@ SMALL = {"length": SEGMENT, "steps": 2}
 SIZE = {"width": 96, "height": 64, "folder": "tiny-random"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def core_nodes() -> None:
-    """All of core's nodes, as a server has them."""
-    asyncio.run(nodes.init_builtin_extra_nodes())
+pytestmark = pytest.mark.usefixtures("core_nodes")
 
 
 @pytest.fixture(params=BLUEPRINTS, ids=lambda path: path.stem)
@@ -97,8 +94,8 @@ def saved_frames(server: Any, entry: Json, node_id: str) -> np.ndarray:
     from comfyui_server import outputs
 
     (file,) = outputs(entry)[node_id]["images"]
-    with av.open(io.BytesIO(server.download(file["filename"], file["subfolder"]))) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    frames, _ = read_video(io.BytesIO(server.download(file["filename"], file["subfolder"])))
+    return frames
 
 
 def test_holds_one_subgraph_node(path: Path, blueprint: Json, subgraph: Json) -> None:
@@ -161,7 +158,28 @@ def test_names_no_place_of_one_computer(subgraph: Json) -> None:
 
 def test_the_server_offers_them(server: Any) -> None:
     found = [entry for entry in served(server, "/global_subgraphs").values() if entry["source"] == "custom_node"]
-    assert {entry["name"] for entry in found} == {TEXT_TO_VIDEO, EXTEND} == {path.stem for path in BLUEPRINTS}
+    assert (
+        {entry["name"] for entry in found}
+        == {TEXT_TO_VIDEO, IMAGE_TO_VIDEO, EXTEND}
+        == {path.stem for path in BLUEPRINTS}
+    )
+
+
+def test_animates_the_image(server: Any) -> None:
+    """Of the size that is asked for, and of the image: another one gives another video."""
+    prompt = {}
+    for host, color in (("1", 0xFFFFFF), ("2", 0x0000FF)):
+        prompt[f"image {host}"] = {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 192, "height": 128, "batch_size": 1, "color": color},
+        }
+        values = {"prompt": "a ball", "image": [f"image {host}", 0], "size": "custom", **SIZE, **SMALL}
+        nodes, outputs = expanded(IMAGE_TO_VIDEO, host, values)
+        prompt |= nodes | {f"save {host}": save(outputs["VIDEO"])}
+    entry = server.run(prompt)
+    white, blue = (saved_frames(server, entry, f"save {host}") for host in (1, 2))
+    assert white.shape == blue.shape == (SEGMENT, 64, 96, 3)
+    assert np.abs(np.float32(white) - np.float32(blue)).mean() > 3
 
 
 def test_chain_makes_one_video(server: Any, report: list[str]) -> None:
