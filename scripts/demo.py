@@ -225,9 +225,7 @@ def _show(video: Path) -> None:
 def _opener() -> str:
     opener = {"darwin": "open", "win32": "explorer"}.get(sys.platform, "xdg-open")
     if not shutil.which(opener):
-        raise HostError(
-            f"--open needs the program {opener}; leave it out and open the file yourself."
-        )
+        raise HostError(f"--open needs the program {opener}; leave it out and open the file yourself.")
     return opener
 
 

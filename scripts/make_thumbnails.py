@@ -44,6 +44,7 @@ def make_all() -> None:
     """Run every workflow in one server."""
     from comfyui_server import outputs, running_server
     from toy_workflows import install_toy, toy_workflow, write_given_files
+    from videos import saved_file
 
     host = Host(comfyui=Path(os.environ["COMFYUI_PATH"]), python=Path(sys.executable))
     with tempfile.TemporaryDirectory() as name:
@@ -53,13 +54,9 @@ def make_all() -> None:
             for workflow, (length, prompts) in PROMPTS.items():
                 graph = toy_workflow(workflow, prompts, length, STEPS, SEED)
                 write_given_files(base / "input", graph, prompts[0])
-                results = outputs(client.run(graph))
-                (saved,) = (
-                    results[key]["images"][0] for key, node in graph.items() if node["class_type"] == "SaveVideo"
-                )
-                write_thumbnail(
-                    base / "output" / saved["subfolder"] / saved["filename"], PACK / "workflows" / f"{workflow}.jpg"
-                )
+                file = saved_file(graph, outputs(client.run(graph)))
+                video = base / "output" / file["subfolder"] / file["filename"]
+                write_thumbnail(video, PACK / "workflows" / f"{workflow}.jpg")
 
 
 def write_thumbnail(video: Path, path: Path) -> None:

@@ -7,6 +7,7 @@
 ComfyUI and the pack must be importable, and `comfy.model_management.in_training` set.
 """
 
+import itertools
 import json
 import math
 import time
@@ -26,12 +27,10 @@ from toy_muon import Muon
 
 from longcat_core.text import TEXT_TOKENS
 
-ROUNDS = {"encoder": (1600, 500), "decoder": (1800, 400), "dit": (4800,)}  # steps
 LEARNING_RATES = {"encoder": (0.02, 2e-3), "decoder": (0.02, 2e-3), "dit": (0.014, 2e-3)}  # Muon's and AdamW's
 MATRICES = {"encoder": "encoder.", "decoder": "decoder.", "dit": "blocks."}  # what Muon trains
 WARM_UP = 60  # steps
-CONSTANT = 0.4  # share of the first round before the learning rate falls, along a cosine to 0
-LATER_RATE = 0.4  # of the full learning rate, where a later round starts; it falls at once
+CONSTANT = 0.4  # share of the first round before the learning rate falls along a cosine to 0; later rounds fall at once
 WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
 LOG_EVERY = 50  # steps
@@ -44,11 +43,29 @@ LATER_CLIPS = ((1, 8, 0.6), (17, 1, 0.4))  # the same for later rounds, whole
 LATENT_NOISE = 0.15  # what the decoder learns to bear, since sampled latents are not perfect
 
 SHIFT = 12.0
-LENGTHS = ((17, 24, 0.7), (33, 12, 0.2), (93, 4, 0.1))  # frames, batch size, share of the steps
-CONDITION_LATENTS = ((0, 0.5), (1, 0.25), (2, 0.15), (4, 0.1))  # number, share of the steps
-LATER_CONDITION_LATENTS = ((0, 0.8), (1, 0.1), (2, 0.06), (4, 0.04))
-LATER = 2700  # step: text to video takes longest to learn
+SHORT = ((17, 24, 0.7), (33, 12, 0.2), (93, 4, 0.1))  # frames, batch size, share of the steps
+LONG = ((17, 24, 0.45), (33, 12, 0.45), (93, 4, 0.1))
+TASKS = (  # until step, lengths, and condition latents with their share of the steps
+    (2700, SHORT, ((0, 0.5), (1, 0.25), (2, 0.15), (4, 0.1))),
+    (4800, SHORT, ((0, 0.8), (1, 0.1), (2, 0.06), (4, 0.04))),  # text to video takes longest to learn
+    (math.inf, LONG, ((0, 0.5), (1, 0.08), (2, 0.07), (4, 0.35))),  # continuation far behind a seam comes next
+)
 TEXT_DROPOUT = 0.12
+
+
+class Round(NamedTuple):
+    """A part of a training after which the learning rate is 0."""
+
+    steps: int
+    peak: float
+    """Share of the full learning rate at which it starts."""
+
+
+ROUNDS = {
+    "encoder": (Round(1600, 1.0), Round(500, 0.4), Round(1200, 0.5)),
+    "decoder": (Round(1800, 1.0), Round(400, 0.4), Round(1600, 0.6)),
+    "dit": (Round(4800, 1.0), Round(3600, 0.6)),
+}
 
 
 class Task(NamedTuple):
@@ -62,7 +79,7 @@ class Task(NamedTuple):
 # ---- tasks
 
 
-def vae_task(part: str, work: Path, rounds: Sequence[int]) -> Task:
+def vae_task(part: str, work: Path, rounds: Sequence[Round]) -> Task:
     """Half of the VAE: `encoder` (pixels to latents) or `decoder` (noisy latents to pixels)."""
     space = LatentSpace.of(load_prepared(work)["space"])
     vae = build_vae()
@@ -72,7 +89,7 @@ def vae_task(part: str, work: Path, rounds: Sequence[int]) -> Task:
     module = torch.nn.ModuleDict({part: half[0], "conv": half[1]})
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pixels = clips_or_crops(step, rounds[0], generator)
+        pixels = clips_or_crops(step, rounds[0].steps, generator)
         latents = space.encode(pixels)
         if part == "encoder":
             return {"mse": (wan.process_in(vae.encode(pixels)) - latents).square().mean()}
@@ -107,8 +124,9 @@ def dit_task(work: Path) -> Task:
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         held_out = step < 0
-        num_frames, batch, _ = pick(LENGTHS, generator)
-        num_cond, _ = pick(CONDITION_LATENTS if step < LATER else LATER_CONDITION_LATENTS, generator)
+        lengths, conditions = next((lengths, conditions) for until, lengths, conditions in TASKS if step < until)
+        num_frames, batch, _ = pick(lengths, generator)
+        num_cond, _ = pick(conditions, generator)
         subjects = random_subjects(batch, generator, HELD_OUT if held_out else TRAINED)
         given, room = max(0, 4 * num_cond - 3), 0 if num_cond else ROOM
         clean = space.encode(draw(random_clips(subjects, num_frames, generator, given, room)))
@@ -179,9 +197,9 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
 # ---- training
 
 
-def train(part: str, work: Path, rounds: Sequence[int]) -> None:
+def train(part: str, work: Path, rounds: Sequence[Round]) -> None:
     """Train one part from its last checkpoint through rounds of so many steps; its log is `work/<part>.jsonl`."""
-    steps = sum(rounds)
+    steps = sum(length for length, _ in rounds)
     task = dit_task(work) if part == "dit" else vae_task(part, work, rounds)
     optimizers = list(make_optimizers(task.module, MATRICES[part], LEARNING_RATES[part]))
     checkpoint, log = work / f"{part}.pt", Log(part, steps, work / f"{part}.jsonl")
@@ -215,13 +233,11 @@ def step_generator(step: int) -> torch.Generator:
     return torch.Generator().manual_seed(SEED + 1_000_003 * (step + 1_000_000))
 
 
-def learning_rate(step: int, rounds: Sequence[int]) -> float:
+def learning_rate(step: int, rounds: Sequence[Round]) -> float:
     """Share of the full learning rate: a short rise, constant in the first round only, then a cosine to 0."""
-    start, peak, constant = 0, 1.0, CONSTANT
-    for length in rounds:
-        if step < start + length:
-            break
-        start, peak, constant = start + length, LATER_RATE, 0.0
+    starts = itertools.accumulate((length for length, _ in rounds[:-1]), initial=0)
+    start, (length, peak) = max((start, found) for start, found in zip(starts, rounds, strict=True) if start <= step)
+    constant = 0.0 if start else CONSTANT
     falling = max(0.0, ((step - start) / length - constant) / (1 - constant))
     return peak * min(1.0, (step - start + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * falling))
 
@@ -259,8 +275,6 @@ class Log:
 
     def add(self, step: int, losses: dict[str, Tensor], task: Task) -> None:
         """Take the losses of a step, and write a line every LOG_EVERY steps."""
-        import torch
-
         self.since += 1
         for name, value in losses.items():
             self.sums.setdefault(name, []).append(float(value.detach()))

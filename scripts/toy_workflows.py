@@ -26,9 +26,9 @@ SINGLE_FILE_LOADERS = ("UNETLoader", "CLIPLoader", "VAELoader")  # in the order 
 Workflow = dict[str, dict[str, Any]]
 
 
-def install_toy(models: Path) -> None:
-    """Copy the toy into ComfyUI's folder of models."""
-    shutil.copytree(PACK / "assets" / "toy", models / "longcat" / MODEL, dirs_exist_ok=True)
+def install_toy(models: Path) -> Path:
+    """Copy the toy into ComfyUI's folder of models and return where it is."""
+    return shutil.copytree(PACK / "assets" / "toy", models / "longcat" / MODEL, dirs_exist_ok=True)
 
 
 def toy_workflow(name: str, prompts: Sequence[str], length: int, steps: int, seed: int) -> Workflow:

@@ -101,7 +101,8 @@ def _run_parts(options: argparse.Namespace) -> int:
         elif part == EXPORT:
             export(options.work, options.dest)
         else:
-            train(part, options.work, [max(1, steps // options.speed_up) for steps in ROUNDS[part]])
+            rounds = [full._replace(steps=max(1, full.steps // options.speed_up)) for full in ROUNDS[part]]
+            train(part, options.work, rounds)
     return 0
 
 

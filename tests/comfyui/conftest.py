@@ -1,5 +1,6 @@
 """A tiny model folder, in-process nodes, and a real server with the pack in it."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+import nodes
 import pytest
 import torch
 from inprocess import node
@@ -42,11 +44,15 @@ def tiny_model() -> Path:
 @pytest.fixture(scope="session")
 def toy_model() -> Path:
     """The trained toy, in ComfyUI's models/longcat."""
-    from toy_workflows import MODEL, install_toy
+    from toy_workflows import install_toy
 
-    models = Path(folder_paths.models_dir)
-    install_toy(models)
-    return models / "longcat" / MODEL
+    return install_toy(Path(folder_paths.models_dir))
+
+
+@pytest.fixture(scope="module")
+def core_nodes() -> None:
+    """All of core's nodes, as a server has them."""
+    asyncio.run(nodes.init_builtin_extra_nodes())
 
 
 @pytest.fixture(scope="session")

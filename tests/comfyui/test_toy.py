@@ -44,12 +44,12 @@ NEAR_SEAM = 8  # new frames whose path is compared with the extrapolation
 PLACE_TOLERANCE = 1.5  # pixels
 VELOCITY_TOLERANCE = 0.5  # pixels per frame; at 1 pixel per frame, standing still is 1.0 off and a right angle 1.4
 CHANCE = {"color": 1 / len(COLORS), "background": 1 / len(BACKGROUNDS), "motion": 1 / len(MOTIONS), "shape": 1 / 3}
-NOT_REACHED = {  # by the present training of the toy
-    "text to video: shape",
-    "image to video: PSNR of the first frame, dB",
-    f"continuation: place within {PLACE_TOLERANCE} pixels",
-    f"continuation: velocity within {VELOCITY_TOLERANCE} a frame",
-    "93 frames: shape",
+NOT_REACHED = {  # by the present training of the toy, and what it does not fall below
+    "text to video: shape": 0.6,
+    "image to video: PSNR of the first frame, dB": 22.0,
+    f"continuation: place within {PLACE_TOLERANCE} pixels": 0.04,
+    f"continuation: velocity within {VELOCITY_TOLERANCE} a frame": 0.75,
+    "93 frames: shape": 0.5,
 }
 THRESHOLDS = {"color": 0.95, "background": 0.95, "motion": 0.90, "shape": 0.80}
 
@@ -85,11 +85,11 @@ def table(report: list[str]) -> Callable[..., None]:
     report.append(f"{'toy model, through the server':<44} {'needed':>9} {'measured':>9} {'n':>4}")
 
     def check(n: int, rows: dict[str, tuple[float, float]]) -> None:
-        missed = {metric for metric, (needed, measured) in rows.items() if measured < needed}
         for metric, (needed, measured) in rows.items():
-            note = " (not reached yet)" if metric in missed & NOT_REACHED else ""
+            note = " (not reached yet)" if measured < needed and metric in NOT_REACHED else ""
             report.append(f"{metric:<44} {needed:>9.2f} {measured:>9.2f} {n:>4}{note}")
-        assert missed <= NOT_REACHED
+        floors = {metric: NOT_REACHED.get(metric, needed) for metric, (needed, _) in rows.items()}
+        assert [metric for metric, (_, measured) in rows.items() if measured < floors[metric]] == []
 
     return check
 

@@ -44,10 +44,7 @@ DEFAULTS = {
 CONTINUATIONS = ("longcat_continuation", "longcat_extend", "longcat_long", "longcat_interactive")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def core_nodes() -> None:
-    """All of core's nodes, as a server has them."""
-    asyncio.run(nodes.init_builtin_extra_nodes())
+pytestmark = pytest.mark.usefixtures("core_nodes")
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
