@@ -8,6 +8,7 @@ A DEST that this script has already completed with the same options is left as i
 """
 
 import argparse
+import contextlib
 import hashlib
 import inspect
 import io
@@ -17,7 +18,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,6 +211,17 @@ def randomize(weights: Mapping[str, "torch.Tensor"], generator: "torch.Generator
             tensor.copy_(noise / math.sqrt(tensor[0].numel()))
 
 
+@contextlib.contextmanager
+def working_directory(folder: Path) -> Iterator[None]:
+    """Work in a folder, and go back."""
+    previous = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(previous)
+
+
 def write_tokenizer(folder: Path, corpus: Iterable[str], vocab_size: int, words: Iterable[str] = ()) -> None:
     """Train a sentencepiece model on sentences; write it as such and as transformers' tokenizer.
 
@@ -221,8 +233,8 @@ def write_tokenizer(folder: Path, corpus: Iterable[str], vocab_size: int, words:
 
     folder.mkdir(parents=True)
     model = io.BytesIO()
-    with tempfile.TemporaryDirectory() as scratch:
-        rules = Path(scratch) / "white_space.tsv"
+    with tempfile.TemporaryDirectory() as scratch, working_directory(Path(scratch)):  # the model keeps the file's path
+        rules = Path("white_space.tsv")
         rules.write_text("".join(f"{ord(char):X}\t20\n" for char in WHITE_SPACE), encoding="utf-8")
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(corpus),

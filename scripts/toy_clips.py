@@ -100,24 +100,24 @@ def random_clips(
     subjects: tuple[Subject, ...],
     num_frames: int,
     generator: torch.Generator,
-    num_given_frames: int = 0,
     room: float = ROOM,
+    num_given_frames: int = 0,
+    turns: Tensor | None = None,
 ) -> Clips:
     """Clips of `subjects` at random sizes and places.
 
     Args:
-        num_given_frames: frames that the model will be given. With 2 or more, the shape moves in a direction of its
-            own until the last of them, in half of the clips.
         room: how far the shape can move from its start before it reaches an edge, in pixels.
+        num_given_frames: frames that the model will be given, for `turns`.
+        turns: clips whose shape moves in a direction of its own until the last given frame, bool `[B]`.
     """
     count = len(subjects)
     radii = MIN_RADIUS + (MAX_RADIUS - MIN_RADIUS) * torch.rand(count, generator=generator)
     velocity = SPEED * torch.tensor([MOTIONS[subject.motion] for subject in subjects])
     velocities = velocity[:, None].repeat(1, num_frames - 1, 1)
-    if num_given_frames > 1:
+    if turns is not None and num_given_frames > 1:
         own = SPEED * torch.tensor([*MOTIONS.values()])[torch.randint(len(MOTIONS), (count,), generator=generator)]
-        changes = torch.rand(count, generator=generator) < 0.5
-        velocities[:, : num_given_frames - 1] = torch.where(changes[:, None], own, velocity)[:, None]
+        velocities[:, : num_given_frames - 1] = torch.where(turns[:, None], own, velocity)[:, None]
     low = (radii + 1)[:, None].expand(-1, 2)
     high = SIZE - low
     start_low = (low - room * velocity.clamp(max=0)).minimum(high)

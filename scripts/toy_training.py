@@ -39,18 +39,40 @@ CHECKPOINT_EVERY = 60.0  # seconds
 CROP = 32  # pixels
 CROPS = ((9, 3, 0.25), (17, 2, 0.4), (33, 1, 0.25), (93, 1, 0.1))  # frames, batch size, share of the steps
 WHOLE_CLIPS = 0.15  # share of the first round, at its end, on whole clips of 17 frames instead of crops
-LATER_CLIPS = ((1, 8, 0.6), (17, 1, 0.4))  # the same for later rounds, whole
+LATER_CLIPS = (  # until step, the same for later rounds, whole
+    (3800, ((1, 8, 0.6), (17, 1, 0.4))),
+    (math.inf, ((1, 8, 0.2), (17, 1, 0.8))),
+)
 LATENT_NOISE = 0.15  # what the decoder learns to bear, since sampled latents are not perfect
 
 SHIFT = 12.0
 SHORT = ((17, 24, 0.7), (33, 12, 0.2), (93, 4, 0.1))  # frames, batch size, share of the steps
 LONG = ((17, 24, 0.45), (33, 12, 0.45), (93, 4, 0.1))
-TASKS = (  # until step, lengths, and condition latents with their share of the steps
-    (2700, SHORT, ((0, 0.5), (1, 0.25), (2, 0.15), (4, 0.1))),
-    (4800, SHORT, ((0, 0.8), (1, 0.1), (2, 0.06), (4, 0.04))),  # text to video takes longest to learn
-    (math.inf, LONG, ((0, 0.5), (1, 0.08), (2, 0.07), (4, 0.35))),  # continuation far behind a seam comes next
+TEXT_DROPOUT = 0.12  # share of the prompts
+
+
+class Mix(NamedTuple):
+    """What the transformer practices until some step."""
+
+    until: float
+    lengths: tuple[tuple, ...]
+    conditions: tuple[tuple, ...]
+    """Number of condition latents, share of the steps."""
+    turns: float = 0.5
+    """Share of the continuations with a prompt in which the given frames move in another direction than it says."""
+    dropout: float = TEXT_DROPOUT
+    """Share of the prompts that is dropped where frames are given."""
+
+
+MIXES = (
+    Mix(2700, SHORT, ((0, 0.5), (1, 0.25), (2, 0.15), (4, 0.1))),
+    Mix(4800, SHORT, ((0, 0.8), (1, 0.1), (2, 0.06), (4, 0.04))),  # text to video takes longest to learn
+    Mix(8400, LONG, ((0, 0.5), (1, 0.08), (2, 0.07), (4, 0.35))),  # far behind a seam comes next
+    Mix(9400, LONG, ((0, 0.35), (1, 0.05), (2, 0.1), (4, 0.5))),
+    Mix(10300, LONG, ((0, 0.3), (1, 0.03), (2, 0.07), (4, 0.6)), turns=0.2, dropout=0.4),  # and to need no prompt
+    Mix(11500, LONG, ((0, 0.45), (1, 0.03), (2, 0.07), (4, 0.45)), turns=0.1, dropout=0.6),
+    Mix(math.inf, LONG, ((0, 0.3), (1, 0.05), (2, 0.05), (4, 0.6)), turns=0.1),
 )
-TEXT_DROPOUT = 0.12
 
 
 class Round(NamedTuple):
@@ -63,8 +85,8 @@ class Round(NamedTuple):
 
 ROUNDS = {
     "encoder": (Round(1600, 1.0), Round(500, 0.4), Round(1200, 0.5)),
-    "decoder": (Round(1800, 1.0), Round(400, 0.4), Round(1600, 0.6)),
-    "dit": (Round(4800, 1.0), Round(3600, 0.6)),
+    "decoder": (Round(1800, 1.0), Round(400, 0.4), Round(1600, 0.6), Round(700, 0.4), Round(800, 0.4)),
+    "dit": (Round(4800, 1.0), Round(3600, 0.6), Round(1000, 0.4), Round(900, 0.4), Round(1200, 0.4), Round(1200, 0.4)),
 }
 
 
@@ -103,7 +125,7 @@ def vae_task(part: str, work: Path, rounds: Sequence[Round]) -> Task:
 def clips_or_crops(step: int, first_round: int, generator: torch.Generator) -> Tensor:
     """Pixels for one step of the VAE: crops aligned to the latent grid, later whole clips."""
     if step >= first_round:
-        num_frames, batch, _ = pick(LATER_CLIPS, generator)
+        num_frames, batch, _ = pick(next(clips for until, clips in LATER_CLIPS if step < until), generator)
         return draw(random_clips(random_subjects(batch, generator), num_frames, generator, room=0))
     if step < 0 or step >= (1 - WHOLE_CLIPS) * first_round:
         return draw(random_clips(random_subjects(1, generator), 17, generator, room=0))
@@ -124,14 +146,16 @@ def dit_task(work: Path) -> Task:
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         held_out = step < 0
-        lengths, conditions = next((lengths, conditions) for until, lengths, conditions in TASKS if step < until)
-        num_frames, batch, _ = pick(lengths, generator)
-        num_cond, _ = pick(conditions, generator)
+        mix = next(mix for mix in MIXES if step < mix.until)
+        num_frames, batch, _ = pick(mix.lengths, generator)
+        num_cond, _ = pick(mix.conditions, generator)
         subjects = random_subjects(batch, generator, HELD_OUT if held_out else TRAINED)
         given, room = max(0, 4 * num_cond - 3), 0 if num_cond else ROOM
-        clean = space.encode(draw(random_clips(subjects, num_frames, generator, given, room)))
-        dropped = (torch.rand(batch, generator=generator) < TEXT_DROPOUT).tolist()
-        rows = [columns["" if drop else subject.prompt] for subject, drop in zip(subjects, dropped, strict=True)]
+        dropped = torch.rand(batch, generator=generator) < (mix.dropout if num_cond else TEXT_DROPOUT)
+        turns = ~dropped & (torch.rand(batch, generator=generator) < mix.turns)
+        clean = space.encode(draw(random_clips(subjects, num_frames, generator, room, given, turns)))
+        prompts = ["" if drop else subject.prompt for subject, drop in zip(subjects, dropped.tolist(), strict=True)]
+        rows = [columns[prompt] for prompt in prompts]
         sigma = random_sigmas(batch, generator)
         noise = torch.randn(clean.shape, generator=generator)
         noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))

@@ -3,8 +3,8 @@
     python3 scripts/train_toy.py [DEST] [--work DIR] [--speed-up N]
 
 Writes a folder in the released layout (dit/, scheduler/, text_encoder/, tokenizer/, vae/) with weights in bf16. It
-takes about two hours on two CPU cores. Stopped at any time, the same command goes on from the last checkpoint, at most
-a minute back. docs/toy.md explains the recipe; toy_training.py is the recipe.
+takes about three hours on two CPU cores. Stopped at any time, the same command goes on from the last checkpoint, at
+most a minute back. docs/toy.md explains the recipe; toy_training.py is the recipe.
 """
 
 from __future__ import annotations

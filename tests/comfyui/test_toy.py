@@ -34,7 +34,7 @@ from videos import write_video
 
 Prompt = dict[str, dict]
 
-STEPS = 20
+STEPS = 12
 NUM_PROMPTS = 64
 NUM_GIVEN = 24  # pictures and videos to go on from
 NUM_CACHED = 4  # videos made with and without the KV cache

@@ -43,7 +43,7 @@ def weights(work: Path, part: str) -> dict[str, torch.Tensor]:
 def test_a_stopped_training_goes_on_as_if_it_had_not(
     training: Any, work: Path, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounds, stop = (2, 1), 1
+    rounds, stop = (training.Round(2, 1.0), training.Round(1, 0.5)), 1
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 0.0)
     (tmp_path / "prepared.pt").write_bytes((work / "prepared.pt").read_bytes())
     training.train(part, work, rounds)
@@ -64,6 +64,15 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(
     whole, parts = weights(work, part), weights(tmp_path, part)
     assert whole.keys() == parts.keys()
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+
+
+def test_the_learning_rate_falls_to_0_in_every_round(training: Any) -> None:
+    rounds = (training.Round(1000, 1.0), training.Round(500, 0.5))
+    rates = [training.learning_rate(step, rounds) for step in range(1500)]
+    assert rates[0] < rates[59] == rates[399] == 1.0
+    assert rates[399] > rates[700] > rates[999] < 1e-4
+    assert max(rates[1000:]) == pytest.approx(0.5, abs=0.02)
+    assert rates[1499] < 1e-4
 
 
 def test_one_column_counts_for_all_padding(training: Any, work: Path) -> None:
