@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # an embedded Python d
 from host import PACK, Host, HostError, cache_root, ensure_host, run_command, run_in_host
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from comfyui_server import Event
@@ -74,14 +74,18 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompt", nargs="*", help="what the video should show; mode storyboard takes several")
     parser.add_argument("--mode", choices=MODES, default="t2v", help="what to make (default: %(default)s)")
-    parser.add_argument("--length", type=int, help="frames (of a segment), a multiple of 4 plus 1 (default: 17 or 33)")
-    parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    parser.add_argument(
+        "--length", type=_length, help="frames (of a segment), a multiple of 4 plus 1 (default: 17 or 33)"
+    )
+    parser.add_argument("--steps", type=_at_least(1), default=30, help="sampling steps (default: %(default)s)")
+    parser.add_argument("--seed", type=_at_least(0), default=0, help="seed of the noise (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=PACK / "output", metavar="DIR", help="default: output/")
     parser.add_argument("--port", type=_port, help="of the server, 1 to 65535 (default: a free one)")
     parser.add_argument("--open", action="store_true", help="show the video when it is done")
     parser.add_argument("--hosted", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not all(map(str.strip, options.prompt)):
+        parser.error("a prompt is empty: say what the video should show, or give no prompt to see the default.")
     if len(options.prompt) > 1 and options.mode != "storyboard":
         parser.error(f"{len(options.prompt)} prompts: --mode {options.mode} takes one; put it in quotation marks.")
     return options
@@ -113,11 +117,27 @@ def _demonstrate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of {minimum} or more")
+        return int(text)
+
+    return number
+
+
+def _length(text: str) -> int:
+    length = _at_least(1)(text)
+    if length % 4 != 1:
+        below = max(1, length - (length - 1) % 4)
+        raise argparse.ArgumentTypeError(f"{length} is not a multiple of 4 plus 1; use {below} or {below + 4}")
+    return length
+
+
 def _port(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= MAX_PORT:
-        raise argparse.ArgumentTypeError(f"{port} is no port; use 1 to {MAX_PORT}, or none for a free one")
-    return port
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text} is no port; use 1 to {MAX_PORT}, or none for a free one")
+    return int(text)
 
 
 def _check_writable(folder: Path) -> None:
@@ -126,8 +146,9 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        reason = "it is a file, not a folder" if folder.is_file() else error.strerror
         raise HostError(
-            f"The video cannot be written to {folder}: {error.strerror}. Name another folder with --output."
+            f"The video cannot be written to {folder}: {reason}. Name another folder with --output."
         ) from error
 
 

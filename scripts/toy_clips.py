@@ -79,11 +79,11 @@ class Clips(NamedTuple):
 
 def subject_of(prompt: str) -> Subject:
     """What a prompt speaks of; where it does not say, a red circle moving right on a white background."""
+    motions = {motion.split()[1]: motion for motion in MOTIONS}
+    choices = ((COLORS, "red"), (SHAPES, "circle"), (motions, "right"), (BACKGROUNDS, "white"))
     words = words_of(prompt)
-    motion = next((motion for motion in MOTIONS if motion.split()[1] in words), "moving right")
-    choices = ((COLORS, "red"), (SHAPES, "circle"), (BACKGROUNDS, "white"))
-    color, shape, background = (next((name for name in names if name in words), other) for names, other in choices)
-    return Subject(color, shape, motion, background)
+    color, shape, motion, background = (next((w for w in words if w in names), other) for names, other in choices)
+    return Subject(color, shape, motions[motion], background)
 
 
 def unknown_words(prompt: str) -> list[str]:

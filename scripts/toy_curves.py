@@ -39,6 +39,8 @@ def main() -> None:
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     work, picture = map(Path, sys.argv[1:])
+    if not work.is_dir():
+        sys.exit(f"{work} is not a folder: name the one that train_toy.py wrote its logs to.")
     charts = [read_log(work / f"{part}.jsonl") for part in ("encoder", "decoder", "dit")]
     body = "".join(draw(chart, left=index * WIDTH) for index, chart in enumerate(charts))
     size = f'width="{WIDTH * len(charts)}" height="{HEIGHT}"'

@@ -124,19 +124,21 @@ def vae_task(part: str, work: Path, rounds: Sequence[Round]) -> Task:
 
 def clips_or_crops(step: int, first_round: int, generator: torch.Generator) -> Tensor:
     """Pixels for one step of the VAE: crops aligned to the latent grid, later whole clips."""
+    subjects = HELD_OUT if step < 0 else TRAINED
     if step >= first_round:
         num_frames, batch, _ = pick(next(clips for until, clips in LATER_CLIPS if step < until), generator)
-        return draw(random_clips(random_subjects(batch, generator), num_frames, generator, room=0))
+        return draw(random_clips(random_subjects(batch, generator, subjects), num_frames, generator, room=0))
     if step < 0 or step >= (1 - WHOLE_CLIPS) * first_round:
-        return draw(random_clips(random_subjects(1, generator), 17, generator, room=0))
+        return draw(random_clips(random_subjects(1, generator, subjects), 17, generator, room=0))
     num_frames, batch, _ = pick(CROPS, generator)
-    pixels = draw(random_clips(random_subjects(batch, generator), num_frames, generator, room=0))
+    pixels = draw(random_clips(random_subjects(batch, generator, subjects), num_frames, generator, room=0))
     y, x = (PATCH * torch.randint((SIZE - CROP) // PATCH + 1, (2,), generator=generator)).tolist()
     return pixels[..., y : y + CROP, x : x + CROP]
 
 
-def dit_task(work: Path) -> Task:
+def dit_task(work: Path, rounds: Sequence[Round]) -> Task:
     """The transformer, by flow matching with the conditions that the real model knows."""
+    shortened = num_steps(ROUNDS["dit"]) / num_steps(rounds)
     prepared = load_prepared(work)
     space, texts = LatentSpace.of(prepared["space"]), prepared["contexts"]
     columns = {text: index for index, text in enumerate(texts["texts"])}
@@ -145,11 +147,10 @@ def dit_task(work: Path) -> Task:
     options = {"optimized_attention_override": attend_to_padding}
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        held_out = step < 0
-        mix = next(mix for mix in MIXES if step < mix.until)
+        mix = next(mix for mix in MIXES if step * shortened < mix.until)
         num_frames, batch, _ = pick(mix.lengths, generator)
         num_cond, _ = pick(mix.conditions, generator)
-        subjects = random_subjects(batch, generator, HELD_OUT if held_out else TRAINED)
+        subjects = random_subjects(batch, generator, HELD_OUT if step < 0 else TRAINED)
         given, room = max(0, 4 * num_cond - 3), 0 if num_cond else ROOM
         dropped = torch.rand(batch, generator=generator) < (mix.dropout if num_cond else TEXT_DROPOUT)
         turns = ~dropped & (torch.rand(batch, generator=generator) < mix.turns)
@@ -189,9 +190,8 @@ def random_sigmas(count: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(count, generator=generator) < 0.5, shifted, uniform)
 
 
-def random_subjects(count: int, generator: torch.Generator, subjects: tuple[Any, ...] = ()) -> tuple[Any, ...]:
-    """Subjects to draw, from the trained ones unless others are given."""
-    choices = subjects or TRAINED
+def random_subjects(count: int, generator: torch.Generator, choices: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Subjects to draw."""
     return tuple(choices[i] for i in torch.randint(len(choices), (count,), generator=generator).tolist())
 
 
@@ -223,8 +223,8 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
 
 def train(part: str, work: Path, rounds: Sequence[Round]) -> None:
     """Train one part from its last checkpoint through rounds of so many steps; its log is `work/<part>.jsonl`."""
-    steps = sum(length for length, _ in rounds)
-    task = dit_task(work) if part == "dit" else vae_task(part, work, rounds)
+    steps = num_steps(rounds)
+    task = dit_task(work, rounds) if part == "dit" else vae_task(part, work, rounds)
     optimizers = list(make_optimizers(task.module, MATRICES[part], LEARNING_RATES[part]))
     checkpoint, log = work / f"{part}.pt", Log(part, steps, work / f"{part}.jsonl")
     first = 0
@@ -250,6 +250,11 @@ def train(part: str, work: Path, rounds: Sequence[Round]) -> None:
             state = {"step": step + 1, "module": task.module.state_dict()}
             save({**state, "optimizers": [optimizer.state_dict() for optimizer in optimizers]}, checkpoint)
             saved_at = time.monotonic()
+
+
+def num_steps(rounds: Sequence[Round]) -> int:
+    """Of all rounds."""
+    return sum(length for length, _ in rounds)
 
 
 def step_generator(step: int) -> torch.Generator:

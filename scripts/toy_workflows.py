@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MODEL = "longcat-toy"
 GIVEN_FRAMES = 13  # of the video that is continued
 STORY_FRAMES = 5  # what a segment is given of the one before
+WITHOUT_GUIDANCE = ("longcat_continuation",)  # which would push the shape past its place; see docs/toy.md
 SINGLE_FILE_LOADERS = ("UNETLoader", "CLIPLoader", "VAELoader")  # in the order of the outputs of LongCatLoader
 
 Workflow = dict[str, dict[str, Any]]
@@ -41,7 +42,7 @@ def toy_workflow(name: str, prompts: Sequence[str], length: int, steps: int, see
     path = PACK / "workflows" / "api" / f"{name}.json"
     workflow: Workflow = json.loads(path.read_text(encoding="utf-8"))
     size = {"width": SIZE, "height": SIZE, "length": length}
-    run = {"steps": steps, "seed": seed}
+    run = {"steps": steps, "seed": seed} | ({"cfg": 1.0} if name in WITHOUT_GUIDANCE else {})
     story = {"prompts": "\n".join(prompts), "negative": "", "segments": 0, "num_cond_frames": STORY_FRAMES}
     inputs: dict[str, dict[str, Any]] = {
         "LongCatLoader": {"folder": MODEL},

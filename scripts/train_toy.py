@@ -3,7 +3,7 @@
     python3 scripts/train_toy.py [DEST] [--work DIR] [--speed-up N]
 
 Writes a folder in the released layout (dit/, scheduler/, text_encoder/, tokenizer/, vae/) with weights in bf16. It
-takes about three hours on two CPU cores. Stopped at any time, the same command goes on from the last checkpoint, at
+takes about four hours on two CPU cores. Stopped at any time, the same command goes on from the last checkpoint, at
 most a minute back. docs/toy.md explains the recipe; toy_training.py is the recipe.
 """
 
@@ -79,6 +79,9 @@ def _options() -> argparse.Namespace:
     if options.speed_up > 1:
         options.work /= f"speed-up-{options.speed_up}"
     options.dest = options.dest or (TOY if options.speed_up == 1 else options.work / TOY.name)
+    for folder in (options.dest, options.work):
+        if folder.exists() and not folder.is_dir():
+            parser.error(f"{folder} is a file: name a folder.")
     if options.dest.exists() and {path.name for path in options.dest.iterdir()} - COMPONENTS:
         parser.error(f"{options.dest} exists and is not a model folder: name one that does not exist yet.")
     return options

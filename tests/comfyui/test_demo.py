@@ -44,6 +44,27 @@ def test_the_video_shows_the_prompt(tmp_path: Path) -> None:
         assert sheet.size == (6 * 132 + 4, 2 * 132 + 4)
 
 
+@pytest.mark.parametrize(
+    ("mode", "num_frames", "motions"),
+    [
+        ("i2v", 17, {(0, 17): "moving right"}),
+        ("continue", 33, {(0, 33): "moving right"}),
+        ("storyboard", 53, {(0, 17): "moving right", (17, 29): "moving down", (29, 41): "moving left"}),
+    ],
+)
+def test_every_mode_moves_as_it_should(
+    mode: str, num_frames: int, motions: dict[tuple[int, int], str], tmp_path: Path
+) -> None:
+    ran = demo("--mode", mode, "--steps", "16", "--output", tmp_path, cache=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (video,) = (tmp_path / "video").glob("*.mp4")
+    frames, _ = read_video(str(video))
+    assert len(frames) == num_frames
+    assert {part: read(frames[slice(*part)]).motion for part in motions} == motions
+    seen = read(frames)
+    assert (seen.color, seen.background) == ("red", "white")
+
+
 def test_an_unknown_word_is_named_and_the_video_made(tmp_path: Path) -> None:
     ran = demo("a blue hexagon moving up", "--steps", "2", "--output", tmp_path, cache=tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -57,8 +78,11 @@ def test_an_unknown_word_is_named_and_the_video_made(tmp_path: Path) -> None:
         (["--mode", "video"], "invalid choice: 'video' (choose from"),
         (["--port", "99999"], "99999 is no port; use 1 to 65535"),
         (["a red circle", "a blue square"], "2 prompts: --mode t2v takes one"),
-        (["--length", "18"], "length must be 4n+1 (use 17 or 21), it is 18"),
-        (["--steps", "0"], "steps"),
+        (["--port", "abc"], "abc is no port"),
+        (["--length", "18"], "18 is not a multiple of 4 plus 1; use 17 or 21"),
+        (["--steps", "0"], "0 is not a whole number of 1 or more"),
+        (["--seed", "-1"], "-1 is not a whole number of 0 or more"),
+        ([" "], "a prompt is empty"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -80,5 +104,5 @@ def test_an_output_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ran = demo("--output", tmp_path / "file", cache=tmp_path)
     assert ran.returncode == 1
-    assert f"The video cannot be written to {tmp_path / 'file'}" in ran.stderr
+    assert f"The video cannot be written to {tmp_path / 'file'}: it is a file, not a folder" in ran.stderr
     assert "Name another folder with --output" in ran.stderr

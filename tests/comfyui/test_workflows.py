@@ -41,6 +41,7 @@ DEFAULTS = {
     **{"num_cond_frames": 13, "overlap": 13, "steps": 50, "cfg": 4, "denoise": 1, "fps": 15, "batch_size": 1},
     **{"sampler_name": "euler", "scheduler": "longcat", "tiling": "auto", "policy": "auto", "type": "wan"},
 }
+NEEDED = '--include "dit/*" "text_encoder/*" "tokenizer/*" "vae/*" "scheduler/*"'
 CONTINUATIONS = ("longcat_continuation", "longcat_extend", "longcat_long", "longcat_interactive")
 
 
@@ -136,7 +137,7 @@ def test_note_says_what_a_newcomer_needs(workflow: Json) -> None:
             assert shown(node)[name] in text
             assert MODEL_FOLDERS[name] in text
         if node["type"] == "LongCatLoader":
-            assert f"`hf download {RELEASED} --local-dir models/longcat/{shown(node)['folder']}`" in text
+            assert f"`hf download {RELEASED} {NEEDED} --local-dir models/longcat/{shown(node)['folder']}`" in text
     change = text.partition("### Change this first")[2].partition("###")[0]
     there = {title(node) for node in executed(workflow)} | {name for node in executed(workflow) for name in shown(node)}
     to_change = set(re.findall(r"\*\*([A-Za-z][^*]+)\*\*", change))
