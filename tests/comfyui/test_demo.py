@@ -49,12 +49,13 @@ def test_the_video_shows_the_prompt(tmp_path: Path) -> None:
     [
         ("i2v", 17, {(0, 17): "moving right"}),
         ("continue", 33, {(0, 33): "moving right"}),
-        ("storyboard", 53, {(0, 17): "moving right", (17, 29): "moving down", (29, 41): "moving left"}),
+        ("storyboard", 53, {(0, 17): "moving right", (29, 41): "moving left", (41, 53): "moving up"}),
     ],
 )
 def test_every_mode_moves_as_it_should(
     mode: str, num_frames: int, motions: dict[tuple[int, int], str], tmp_path: Path
 ) -> None:
+    """Where there is room: the second segment of the storyboard, moving down, starts near the edge."""
     ran = demo("--mode", mode, "--steps", "16", "--output", tmp_path, cache=tmp_path)
     assert ran.returncode == 0, ran.stderr
     (video,) = (tmp_path / "video").glob("*.mp4")
