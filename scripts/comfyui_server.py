@@ -32,7 +32,7 @@ Json = dict[str, Any]
 PACK_FOLDER = "longcat-video"
 LOG_NAME = "comfyui.log"
 START_TIMEOUT = 180.0  # seconds; a busy machine needs 30
-STOP_TIMEOUT = 2.0  # seconds until a server that was asked to stop is killed; what it saved is on the disk
+STOP_TIMEOUT = 4.0  # seconds until a server that was asked to stop is killed; an idle one takes 2.5
 REQUEST_TIMEOUT = 60.0  # seconds
 LOG_TAIL = 25  # lines
 

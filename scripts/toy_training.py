@@ -111,7 +111,7 @@ def vae_task(part: str, work: Path, rounds: Sequence[Round]) -> Task:
     module = torch.nn.ModuleDict({part: half[0], "conv": half[1]})
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pixels = clips_or_crops(step, rounds[0].steps, generator)
+        pixels = clips_or_crops(step, rounds[0].steps, shortening(part, rounds), generator)
         latents = space.encode(pixels)
         if part == "encoder":
             return {"mse": (wan.process_in(vae.encode(pixels)) - latents).square().mean()}
@@ -122,11 +122,11 @@ def vae_task(part: str, work: Path, rounds: Sequence[Round]) -> Task:
     return Task(module, loss)
 
 
-def clips_or_crops(step: int, first_round: int, generator: torch.Generator) -> Tensor:
+def clips_or_crops(step: int, first_round: int, shortened: float, generator: torch.Generator) -> Tensor:
     """Pixels for one step of the VAE: crops aligned to the latent grid, later whole clips."""
     subjects = HELD_OUT if step < 0 else TRAINED
     if step >= first_round:
-        num_frames, batch, _ = pick(next(clips for until, clips in LATER_CLIPS if step < until), generator)
+        num_frames, batch, _ = pick(next(clips for until, clips in LATER_CLIPS if step * shortened < until), generator)
         return draw(random_clips(random_subjects(batch, generator, subjects), num_frames, generator, room=0))
     if step < 0 or step >= (1 - WHOLE_CLIPS) * first_round:
         return draw(random_clips(random_subjects(1, generator, subjects), 17, generator, room=0))
@@ -138,7 +138,7 @@ def clips_or_crops(step: int, first_round: int, generator: torch.Generator) -> T
 
 def dit_task(work: Path, rounds: Sequence[Round]) -> Task:
     """The transformer, by flow matching with the conditions that the real model knows."""
-    shortened = num_steps(ROUNDS["dit"]) / num_steps(rounds)
+    shortened = shortening("dit", rounds)
     prepared = load_prepared(work)
     space, texts = LatentSpace.of(prepared["space"]), prepared["contexts"]
     columns = {text: index for index, text in enumerate(texts["texts"])}
@@ -250,6 +250,11 @@ def train(part: str, work: Path, rounds: Sequence[Round]) -> None:
             state = {"step": step + 1, "module": task.module.state_dict()}
             save({**state, "optimizers": [optimizer.state_dict() for optimizer in optimizers]}, checkpoint)
             saved_at = time.monotonic()
+
+
+def shortening(part: str, rounds: Sequence[Round]) -> float:
+    """How many steps of the whole recipe one step stands for."""
+    return num_steps(ROUNDS[part]) / num_steps(rounds)
 
 
 def num_steps(rounds: Sequence[Round]) -> int:
