@@ -1,7 +1,8 @@
 """Check and test the pack in a real ComfyUI: ruff, mypy, then all of pytest.
 
-Arguments go to pytest, as in ``python3 scripts/test.py -k parity`` or ``... tests/unit -x``. A skipped test is a
-failure, unless its reason starts with "needs hardware:". The last line counts everything.
+Arguments go to pytest, as in ``python3 scripts/test.py -k parity`` or ``... tests/unit -x``. Without a path all files
+are shared out to two processes. A skipped test is a failure, unless its reason starts with "needs hardware:". The last
+line counts everything.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ HARDWARE = "needs hardware:"
 TEST_PATHS = ("tests", "./tests", str(PACK / "tests"))
 BROWSER_TESTS = PACK / "tests" / "browser"
 TYPED = ("__init__.py", "nodes", "longcat_core", "scripts")
+WORKERS = 2
+SHARED_OUT = ("-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder")
 # The pack's folder must not be on sys.path: its nodes/ would hide ComfyUI's nodes.py.
 PYTEST = "import sys; sys.path = [path for path in sys.path if path]; import pytest; sys.exit(pytest.main())"
 
@@ -42,7 +45,11 @@ def main() -> int:
         arguments = [argument for argument in arguments if argument != "--"]
         paths = [argument for argument in arguments if argument.startswith(TEST_PATHS)]
         _prepare_browser(host, paths)
-        status = _run_pytest(host, arguments if paths else [*arguments, "tests"], report)
+        if not paths:
+            # Two processes of one thread do more than one of two.
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+            arguments = [*SHARED_OUT, *arguments, "tests"]
+        status = _run_pytest(host, arguments, report)
         passed, failures, accepted, refused = _counts(report) if report.is_file() else (0, 0, 0, [])
     if status and not failures:
         failed.append(f"pytest (status {status})")

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ PARTS = {
     "toy tests": ("test_toy.py", "test_sensitivity.py", "test_train_toy.py", "test_demo.py"),
     "browser tests": ("browser/",),
 }
+LONGEST = "test_toy.py"
 REPORT = pytest.StashKey[list[str]]()
 BASE = tempfile.TemporaryDirectory(prefix="longcat-tests-")
 
@@ -60,6 +62,23 @@ def pytest_configure(config: pytest.Config) -> None:
 def report(request: pytest.FixtureRequest) -> list[str]:
     """Lines to print after the tests: measured numbers."""
     return request.config.stash[REPORT]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest, so that no worker is left alone with it."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what a worker measured to the process that prints it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["measured"] = session.config.stash[REPORT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker measured, if it lived to say so."""
+    node.config.stash[REPORT] += getattr(node, "workeroutput", {}).get("measured", [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
