@@ -1,6 +1,6 @@
 """Read an official-layout LongCat-Video folder into ComfyUI's MODEL, CLIP and VAE.
 
-    dit/            config.json, one or several *.safetensors (several: with *.safetensors.index.json)
+    dit/            config.json, one or several *.safetensors (several: with *.safetensors.index.json); or transformer/
     text_encoder/   UMT5 as transformers writes it
     tokenizer/      spiece.model, or tokenizer.json
     vae/            AutoencoderKLWan as diffusers writes it
@@ -25,9 +25,10 @@ from .files import CONFIG, check_names, check_sizes, read_json, read_weights, se
 from .model import MLP_RATIO, ffn_hidden_size
 from .schedule import DEFAULT_SHIFT
 from .tokenizer import read_tokenizer
-from .weights import StateDict, dit_keys, umt5_from_transformers, umt5_keys, vae_from_diffusers
+from .weights import StateDict, umt5_from_transformers, umt5_keys, vae_from_diffusers
 
-DIT, TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER = "dit", "text_encoder", "tokenizer", "vae", "scheduler"
+DITS = ("dit", "transformer")
+TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER = "text_encoder", "tokenizer", "vae", "scheduler"
 DIT_SIZES = (
     "in_channels",
     "out_channels",
@@ -43,19 +44,24 @@ DIT_SIZES = (
 TEXT_SIZES = ("d_ff", "d_kv", "d_model", "num_heads", "num_layers", "vocab_size")
 
 
+def dit_folder(folder: Path) -> Path:
+    """The network in a model folder: `dit/` as released, or `transformer/` as diffusers calls it."""
+    return next((folder / name for name in DITS if (folder / name).is_dir()), folder / DITS[0])
+
+
 def find_model_folders(roots: Iterable[str]) -> dict[str, Path]:
-    """Folders below `roots` that hold a `dit/`, by name; the first root wins."""
+    """Folders below `roots` that hold a network, by name; the first root wins."""
     found: dict[str, Path] = {}
     for root in map(Path, roots):
         candidates = sorted(root.iterdir()) if root.is_dir() else []
         for folder in candidates:
-            if (folder / DIT).is_dir():
+            if dit_folder(folder).is_dir():
                 found.setdefault(folder.name, folder)
     return found
 
 
 def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_dynamic: bool = False) -> Any:
-    """The network in `folder/dit` as a ComfyUI ModelPatcher, with the shift of `folder/scheduler`.
+    """The network of a folder as a ComfyUI ModelPatcher, with the shift of `folder/scheduler`.
 
     Args:
         folder: official-layout folder.
@@ -65,7 +71,7 @@ def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_
     Raises:
         ValueError: damaged or missing files, a model other than LongCat-Video, config and tensors disagree.
     """
-    component = folder / DIT
+    component = dit_folder(folder)
     config = read_json(component / CONFIG)
     zero_pad = setting(component / CONFIG, config, "text_tokens_zero_pad", bool, "true or false", True)
     mlp_ratio = setting(component / CONFIG, config, "mlp_ratio", int | float, "a number", MLP_RATIO)
@@ -74,7 +80,6 @@ def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_
     sizes = detect_dit(component, weights)
     named = {**config, "ffn_hidden_size": ffn_hidden_size(sizes["hidden_size"], mlp_ratio)}
     check_sizes(component, named, {name: sizes[name] for name in DIT_SIZES})
-    check_names(component, weights, dit_keys(sizes["depth"]))
 
     patcher = comfy.sd.load_diffusion_model_state_dict(
         weights, model_options=model_options or {}, disable_dynamic=disable_dynamic
@@ -91,12 +96,10 @@ def detect_dit(component: Path, weights: StateDict) -> dict[str, Any]:
     Raises:
         ValueError: the tensors are another model's; names it if ComfyUI knows it.
     """
-    if detection.is_avatar(weights):
-        raise ValueError(
-            f"{component} holds LongCat-Video-Avatar, which needs audio conditioning that this pack does not have. "
-            f"Use the weights of LongCat-Video (repository meituan-longcat/LongCat-Video)."
-        )
-    sizes = comfy.model_detection.detect_unet_config(weights, "") or {}
+    try:
+        sizes = comfy.model_detection.detect_unet_config(weights, "") or {}
+    except ValueError as error:
+        raise ValueError(f"{component}: {error}") from error
     if sizes.get("image_model") != detection.IMAGE_MODEL:
         what = f"a model of type '{sizes['image_model']}'" if "image_model" in sizes else "tensors of another model"
         raise ValueError(

@@ -16,25 +16,11 @@ import comfy.supported_models
 import comfy.supported_models_base
 import torch
 
-from . import schedule
+from . import dit_weights, layouts, lora, schedule
 from .model_base import LongCatVideoModel
-from .weights import dit_keys
 
 IMAGE_MODEL = "longcat_video"
 SCHEDULER = "longcat"
-AVATAR_KEYS = ("audio_proj.proj1.weight", "blocks.0.audio_cross_attn.q_linear.weight")
-SIGNATURE_KEYS = (
-    "x_embedder.proj.weight",
-    "t_embedder.mlp.0.weight",
-    "t_embedder.mlp.2.weight",
-    "y_embedder.y_proj.0.weight",
-    "blocks.0.adaLN_modulation.1.weight",
-    "blocks.0.pre_crs_attn_norm.weight",
-    "blocks.0.attn.q_norm.weight",
-    "blocks.0.cross_attn.kv_linear.weight",
-    "blocks.0.ffn.w1.weight",
-    "final_layer.linear.weight",
-)
 Detector = Callable[..., dict[str, Any] | None]
 
 
@@ -51,6 +37,8 @@ class LongCatVideo(comfy.supported_models_base.BASE):
 
     def __init__(self, unet_config: dict[str, Any]) -> None:
         super().__init__(unet_config)
+        if self.unet_config.pop("quantised", False):
+            self.quant_config = {"mixed_ops": True}
         # Core's own estimate for Wan, which has the same latent, patch and block structure.
         self.memory_usage_factor = unet_config.get("hidden_size", 4096) / 2222
 
@@ -63,51 +51,29 @@ class LongCatVideo(comfy.supported_models_base.BASE):
         return comfy.supported_models.WAN21_T2V.clip_target(self, state_dict)
 
     def process_unet_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Pass the weights through unchanged.
+        """The weights of any layout, as the network names them.
 
         Raises:
-            ValueError: tensors are missing. Core would only warn, and sample noise.
+            ValueError: a small tensor holds a number that is not finite.
         """
-        missing = dit_keys(self.unet_config["depth"]) - state_dict.keys()
-        if missing:
-            examples = ", ".join(sorted(missing)[:3])
-            raise ValueError(
-                f"This LongCat-Video checkpoint lacks {len(missing)} tensors, for example {examples}. "
-                f"The file is incomplete or was converted wrongly: download it again."
-            )
-        return state_dict
+        return dit_weights.read_weights(state_dict)
 
-
-def is_avatar(state_dict: Mapping[str, Any], prefix: str = "") -> bool:
-    """Whether the tensors are LongCat-Video-Avatar's, which shares most names but needs audio conditioning."""
-    return any(f"{prefix}{key}" in state_dict for key in AVATAR_KEYS)
+    def process_unet_state_dict_for_saving(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint with the names of the released files or, if q, k and v are apart, of the single files."""
+        layout = layouts.WAN if self.unet_config["split_projections"] else layouts.OFFICIAL
+        named = {layouts.from_network(name, layout): tensor for name, tensor in state_dict.items()}
+        return super().process_unet_state_dict_for_saving(named)
 
 
 def detect(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None:
-    """Sizes of a LongCat-Video DiT from its tensors, as constructor arguments, or None if it is anything else.
+    """Constructor arguments of a LongCat-Video DiT from its tensors, or None if they are anything else's.
 
-    Reads only dimensions that quantised files keep.
+    Raises:
+        ValueError: it is one, but damaged, incomplete or LongCat-Video-Avatar.
     """
-    if is_avatar(state_dict, prefix) or any(f"{prefix}{key}" not in state_dict for key in SIGNATURE_KEYS):
-        return None
-
-    def shape(key: str) -> tuple[int, ...]:
-        return tuple(state_dict[f"{prefix}{key}"].shape)
-
-    hidden_size, in_channels, *patch_size = shape("x_embedder.proj.weight")
-    return {
-        "image_model": IMAGE_MODEL,
-        "in_channels": in_channels,
-        "out_channels": shape("final_layer.linear.weight")[0] // (patch_size[0] * patch_size[1] * patch_size[2]),
-        "hidden_size": hidden_size,
-        "depth": comfy.model_detection.count_blocks(list(state_dict), f"{prefix}blocks.{{}}."),
-        "num_heads": hidden_size // shape("blocks.0.attn.q_norm.weight")[0],
-        "caption_channels": shape("y_embedder.y_proj.0.weight")[1],
-        "ffn_hidden_size": shape("blocks.0.ffn.w1.weight")[0],
-        "adaln_tembed_dim": shape("t_embedder.mlp.2.weight")[0],
-        "frequency_embedding_size": shape("t_embedder.mlp.0.weight")[1],
-        "patch_size": tuple(patch_size),
-    }
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+    config = dit_weights.read_config(tensors)
+    return None if config is None else {"image_model": IMAGE_MODEL, **config}
 
 
 def core_then_longcat(core_detect: Detector) -> Detector:
@@ -144,7 +110,7 @@ def longcat_scheduler(model_sampling: Any, steps: int) -> torch.Tensor:
 
 
 def register() -> None:
-    """Add the family, the detector and the scheduler to ComfyUI; a second call changes nothing."""
+    """Add the family, the detector, the scheduler and LoRAs to ComfyUI; a second call changes nothing."""
     if not getattr(comfy.model_detection.detect_unet_config, "longcat_video", False):
         comfy.model_detection.detect_unet_config = core_then_longcat(comfy.model_detection.detect_unet_config)
     if not any(family.unet_config == LongCatVideo.unet_config for family in comfy.supported_models.models):
@@ -152,3 +118,4 @@ def register() -> None:
     if SCHEDULER not in comfy.samplers.SCHEDULER_HANDLERS:
         comfy.samplers.SCHEDULER_HANDLERS[SCHEDULER] = comfy.samplers.SchedulerHandler(longcat_scheduler)
         comfy.samplers.SCHEDULER_NAMES.append(SCHEDULER)
+    lora.register()

@@ -1,7 +1,8 @@
 """LongCat-Video's diffusion transformer (DiT).
 
 A single stream of video tokens; the prompt enters through cross-attention. Module names are those of the released
-checkpoint (1022 tensors at depth 48), so weights, LoRAs and quantisation metadata apply without renaming.
+checkpoint (1022 tensors at depth 48), so weights, LoRAs and quantisation metadata apply without renaming. With
+`split_projections` q, k and v are matrices of their own, for files that hold them so (`layouts.py`).
 
     input       latent [B, 16, T, H, W], patch (1, 2, 2): T * H/2 * W/2 tokens, time slowest, width fastest
     timestep    1000 * sigma, one value per latent frame, rounded to the compute dtype as the reference does
@@ -17,6 +18,7 @@ Source: meituan-longcat/LongCat-Video, `modules/longcat_video_dit.py`, `attentio
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import comfy.ldm.common_dit
@@ -76,10 +78,13 @@ def per_frame(x: Tensor, frames: Tensor) -> Tensor:
     return x.view(x.shape[0], frames.shape[1], -1, x.shape[-1])
 
 
-def split_heads(x: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, ...]:
-    """Cut a fused projection `[B, N, num_parts * C]` into parts `[B, heads, N, head_dim]`."""
-    head_dim = x.shape[-1] // (num_parts * num_heads)
-    return x.view(*x.shape[:2], num_parts, num_heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+def split_heads(projected: Iterable[Tensor], num_heads: int, head_dim: int) -> list[Tensor]:
+    """Cut projections `[B, N, parts * C]`, fused or not, into their parts `[B, heads, N, head_dim]`."""
+    return [
+        part
+        for x in projected
+        for part in x.view(*x.shape[:2], -1, num_heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    ]
 
 
 class PatchEmbed(nn.Module):
@@ -133,18 +138,21 @@ class CaptionEmbedder(nn.Module):
 class SelfAttention(nn.Module):
     """Self-attention over video tokens with RMS-normalised, 3D-rotated queries and keys."""
 
-    def __init__(self, hidden_size: int, num_heads: int, operations: Any, **kw: Any):
+    def __init__(self, hidden_size: int, num_heads: int, split: bool, operations: Any, **kw: Any):
         super().__init__()
         self.num_heads = num_heads
-        head_dim = hidden_size // num_heads
-        self.qkv = operations.Linear(hidden_size, 3 * hidden_size, **kw)
-        self.q_norm = operations.RMSNorm(head_dim, eps=NORM_EPS, **kw)
-        self.k_norm = operations.RMSNorm(head_dim, eps=NORM_EPS, **kw)
+        self.head_dim = hidden_size // num_heads
+        self.projections = ("q_linear", "k_linear", "v_linear") if split else ("qkv",)
+        for name in self.projections:
+            self.add_module(name, operations.Linear(hidden_size, 3 * hidden_size // len(self.projections), **kw))
+        self.q_norm = operations.RMSNorm(self.head_dim, eps=NORM_EPS, **kw)
+        self.k_norm = operations.RMSNorm(self.head_dim, eps=NORM_EPS, **kw)
         self.proj = operations.Linear(hidden_size, hidden_size, **kw)
 
     def forward(self, x: Tensor, rope_freqs: Tensor, num_cond_tokens: int, transformer_options: dict) -> Tensor:
         """`[B, N, C] -> [B, N, C]`; the first `num_cond_tokens` tokens see only each other."""
-        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
+        projected = [getattr(self, name)(x) for name in self.projections]
+        q, k, v = split_heads(projected, self.num_heads, self.head_dim)
         q, k = apply_rope(self.q_norm(q), self.k_norm(k), rope_freqs)
         k, v = with_cached_condition(k, v, transformer_options)
         return self.proj(prefix_causal_attention(q, k, v, num_cond_tokens, transformer_options))
@@ -178,20 +186,22 @@ def prefix_causal_attention(q: Tensor, k: Tensor, v: Tensor, num_prefix: int, tr
 class CrossAttention(nn.Module):
     """Attention from video tokens to text tokens, without positions."""
 
-    def __init__(self, hidden_size: int, num_heads: int, operations: Any, **kw: Any):
+    def __init__(self, hidden_size: int, num_heads: int, split: bool, operations: Any, **kw: Any):
         super().__init__()
         self.num_heads = num_heads
-        head_dim = hidden_size // num_heads
+        self.head_dim = hidden_size // num_heads
+        self.text_projections = ("k_linear", "v_linear") if split else ("kv_linear",)
         self.q_linear = operations.Linear(hidden_size, hidden_size, **kw)
-        self.kv_linear = operations.Linear(hidden_size, 2 * hidden_size, **kw)
-        self.q_norm = operations.RMSNorm(head_dim, eps=NORM_EPS, **kw)
-        self.k_norm = operations.RMSNorm(head_dim, eps=NORM_EPS, **kw)
+        for name in self.text_projections:
+            self.add_module(name, operations.Linear(hidden_size, 2 * hidden_size // len(self.text_projections), **kw))
+        self.q_norm = operations.RMSNorm(self.head_dim, eps=NORM_EPS, **kw)
+        self.k_norm = operations.RMSNorm(self.head_dim, eps=NORM_EPS, **kw)
         self.proj = operations.Linear(hidden_size, hidden_size, **kw)
 
     def forward(self, x: Tensor, context: Tensor, transformer_options: dict) -> Tensor:
         """Video tokens `[B, N, C]` and text tokens `[B, M, C]` to `[B, N, C]`."""
-        (q,) = split_heads(self.q_linear(x), 1, self.num_heads)
-        k, v = split_heads(self.kv_linear(context), 2, self.num_heads)
+        projected = [self.q_linear(x), *(getattr(self, name)(context) for name in self.text_projections)]
+        q, k, v = split_heads(projected, self.num_heads, self.head_dim)
         x = optimized_attention(
             self.q_norm(q),
             self.k_norm(k),
@@ -234,13 +244,13 @@ class Block(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; the first and last are modulated by the timestep."""
 
     def __init__(
-        self, hidden_size: int, num_heads: int, ffn_hidden: int, adaln_dim: int, operations: Any, **kw: Any
+        self, hidden_size: int, num_heads: int, ffn_hidden: int, adaln_dim: int, split: bool, operations: Any, **kw: Any
     ) -> None:
         super().__init__()
         self.adaLN_modulation = Modulation(adaln_dim, hidden_size, 6, operations, **kw)
         self.pre_crs_attn_norm = operations.LayerNorm(hidden_size, eps=NORM_EPS, **kw)
-        self.attn = SelfAttention(hidden_size, num_heads, operations, **kw)
-        self.cross_attn = CrossAttention(hidden_size, num_heads, operations, **kw)
+        self.attn = SelfAttention(hidden_size, num_heads, split, operations, **kw)
+        self.cross_attn = CrossAttention(hidden_size, num_heads, split, operations, **kw)
         self.ffn = FeedForward(hidden_size, ffn_hidden, operations, **kw)
 
     def forward(
@@ -293,6 +303,7 @@ class LongCatVideoTransformer(nn.Module):
         frequency_embedding_size: int = 256,
         patch_size: tuple[int, int, int] = PATCH_SIZE,
         text_tokens_zero_pad: bool = True,
+        split_projections: bool = False,
         image_model: str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
@@ -315,7 +326,8 @@ class LongCatVideoTransformer(nn.Module):
         )
         self.y_embedder = CaptionEmbedder(caption_channels, hidden_size, operations, **kw)
         self.blocks = nn.ModuleList(
-            Block(hidden_size, num_heads, ffn_hidden_size, adaln_tembed_dim, operations, **kw) for _ in range(depth)
+            Block(hidden_size, num_heads, ffn_hidden_size, adaln_tembed_dim, split_projections, operations, **kw)
+            for _ in range(depth)
         )
         patch_volume = patch_size[0] * patch_size[1] * patch_size[2]
         self.final_layer = FinalLayer(hidden_size, patch_volume * out_channels, adaln_tembed_dim, operations, **kw)

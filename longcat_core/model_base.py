@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .condition import leading_clean_frames, leading_window_frames
 from .kv_cache import KVCache
+from .lora import stack_bypassed
 from .model import LongCatVideoTransformer
 from .text import fixed_length
 
@@ -39,7 +40,7 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         return super().memory_required(input_shape, cond_shapes=cond_shapes) + reserved
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Text and condition frames for the network.
+        """Text and condition frames for the network, and its LoRAs as the graph has them.
 
         A conditioning that carries `attention_mask` `[B, N]` is used as it is; one that does not is brought to 512
         tokens, rows of zeros being padding.
@@ -47,6 +48,8 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         Raises:
             ValueError: the text is not of the model's own text encoder, or its mask is of another length.
         """
+        if self.current_patcher is not None:
+            stack_bypassed(self.current_patcher)
         out = super().extra_conds(**kwargs)
         context, mask = kwargs["cross_attn"], kwargs.get("attention_mask")
         channels = self.model_config.unet_config["caption_channels"]

@@ -1,4 +1,4 @@
-"""Tensor names of the released files, and the way from the official folder's names to ComfyUI's and back.
+"""Tensor names of the released VAE and text encoder, and the way from the official folder's to ComfyUI's and back.
 
 The official folder stores the VAE as diffusers names it and UMT5 as transformers names it; ComfyUI reads the names of
 the original Wan 2.1 release and of T5. Only names differ: no tensor is reshaped, so none is copied.
@@ -13,7 +13,6 @@ import torch
 StateDict = dict[str, torch.Tensor]
 
 AFFINE = ("weight", "bias")
-WEIGHT = ("weight",)
 GAMMA = ("gamma",)
 
 # ---- VAE: diffusers `AutoencoderKLWan` <-> Wan 2.1
@@ -139,47 +138,6 @@ def vae_to_diffusers(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
         ValueError: the tensors are not exactly those of a Wan 2.1 VAE.
     """
     return _rename("This VAE (Wan 2.1)", state_dict, DIFFUSERS_NAME)
-
-
-# ---- DiT: the released layout, which is also the network's own
-
-DIT_ENDS = (
-    "x_embedder.proj",
-    "t_embedder.mlp.0",
-    "t_embedder.mlp.2",
-    "y_embedder.y_proj.0",
-    "y_embedder.y_proj.2",
-    "final_layer.linear",
-    "final_layer.adaLN_modulation.1",
-)
-DIT_BLOCK: dict[str, tuple[str, ...]] = {
-    "adaLN_modulation.1": AFFINE,
-    "pre_crs_attn_norm": AFFINE,
-    "attn.qkv": AFFINE,
-    "attn.q_norm": WEIGHT,
-    "attn.k_norm": WEIGHT,
-    "attn.proj": AFFINE,
-    "cross_attn.q_linear": AFFINE,
-    "cross_attn.kv_linear": AFFINE,
-    "cross_attn.q_norm": WEIGHT,
-    "cross_attn.k_norm": WEIGHT,
-    "cross_attn.proj": AFFINE,
-    "ffn.w1": WEIGHT,
-    "ffn.w2": WEIGHT,
-    "ffn.w3": WEIGHT,
-}
-
-
-def dit_keys(depth: int) -> frozenset[str]:
-    """Tensor names of a released DiT with `depth` blocks: 1022 at LongCat-Video's 48."""
-    ends = {f"{module}.{parameter}" for module in DIT_ENDS for parameter in AFFINE}
-    blocks = {
-        f"blocks.{block}.{module}.{parameter}"
-        for block in range(depth)
-        for module, parameters in DIT_BLOCK.items()
-        for parameter in parameters
-    }
-    return frozenset(ends | blocks)
 
 
 # ---- Text encoder: transformers `UMT5EncoderModel` -> ComfyUI's T5

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import folder_paths
 import pytest
 import torch
@@ -62,6 +63,27 @@ def test_shards_load_like_one_file(tiny_model: Path, folder: Path) -> None:
     sharded = checkpoint.load_dit(folder).model.diffusion_model.state_dict()
     for name, tensor in checkpoint.load_dit(tiny_model).model.diffusion_model.state_dict().items():
         assert torch.equal(sharded[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("convert", "name", "file"),
+    [
+        (lambda weights: checkpoints.named(weights, "fastvideo"), "transformer", "model.safetensors"),
+        (lambda weights: checkpoints.named(weights, "wan"), "dit", "model.safetensors"),
+        (checkpoints.official_int8, "dit", "quantized_model.safetensors"),
+    ],
+)
+def test_folders_of_other_layouts(folder: Path, convert: Callable, name: str, file: str) -> None:
+    weights = convert({key: tensor.float() for key, tensor in load_file(folder / DIT_FILE).items()})
+    (folder / DIT_FILE).unlink()
+    (folder / "dit").rename(folder / name)
+    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, folder / name / file)
+    rewrite(folder / name / "config.json", lambda c: c.update(num_attention_heads=c.pop("num_heads")))
+    assert checkpoint.find_model_folders([str(folder.parent)]) == {folder.name: folder}
+    model = checkpoint.load_dit(folder).model.diffusion_model
+    assert model.blocks[0].attn.projections == (
+        ("qkv",) if "int8" in str(convert) else ("q_linear", "k_linear", "v_linear")
+    )
 
 
 def test_shift_comes_from_the_scheduler_config(folder: Path) -> None:
@@ -172,7 +194,7 @@ def truncate(path: Path) -> None:
 AVATAR = {"audio_proj.proj1.weight": torch.zeros(2), "blocks.0.audio_cross_attn.q_linear.weight": torch.zeros(2)}
 DAMAGE = {
     "wan": (lambda f: rewrite(f / DIT_FILE, lambda c: replace_all(c, wan_checkpoint())), "a model of type 'wan2.1'"),
-    "avatar": (lambda f: rewrite(f / DIT_FILE, lambda c: c.update(AVATAR)), "holds LongCat-Video-Avatar"),
+    "avatar": (lambda f: rewrite(f / DIT_FILE, lambda c: c.update(AVATAR)), "This is LongCat-Video-Avatar"),
     "another model": (lambda f: rewrite(f / DIT_FILE, lambda c: replace_all(c, AVATAR | {})), "LongCat-Video"),
     "no weights": (lambda f: (f / DIT_FILE).unlink(), "holds no .safetensors file"),
     "truncated": (lambda f: truncate(f / DIT_FILE), "is damaged or incomplete"),

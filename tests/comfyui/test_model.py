@@ -12,9 +12,9 @@ from adapter import build_network
 from goldens import cases, load
 from torch import Tensor
 
+from longcat_core.layouts import tensor_names
 from longcat_core.model import LongCatVideoTransformer, gated_residual, modulate
 from longcat_core.model_base import leading_clean_frames, leading_window_frames
-from longcat_core.weights import dit_keys
 
 CASE = cases("dit_t2v")[2]
 ISLANDS = ("t_embedder.mlp.0", "blocks.0.adaLN_modulation.1", "final_layer.adaLN_modulation.1", "final_layer.linear")
@@ -37,7 +37,7 @@ def inputs(dtype: torch.dtype = torch.float32, size: tuple[int, int] = (8, 12)) 
 def test_defaults_are_the_released_sizes() -> None:
     """1022 tensors and 13.58 billion parameters, as the released checkpoint has."""
     released = LongCatVideoTransformer(dtype=torch.bfloat16, device=torch.device("meta"))
-    assert released.state_dict().keys() == dit_keys(48)
+    assert released.state_dict().keys() == tensor_names(48)
     assert len(released.state_dict()) == 1022
     assert round(sum(p.numel() for p in released.parameters()) / 1e9, 2) == 13.58
 

@@ -15,7 +15,7 @@ import torch
 from goldens import load, manifest
 
 from longcat_core import detection
-from longcat_core.weights import dit_keys
+from longcat_core.layouts import tensor_names
 
 PACK = Path(__file__).resolve().parents[2]
 DETECTION_TEST = Path("tests-unit", "comfy_test", "model_detection_test.py")
@@ -47,7 +47,7 @@ def test_detects_the_released_layout(name: str, prefix: str) -> None:
     assert found["image_model"] == "longcat_video"
     assert {**config, "patch_size": tuple(config["patch_size"])} == {key: found[key] for key in config}
     assert len(config) == 9
-    assert set(state) == {prefix + key for key in dit_keys(found["depth"])}
+    assert set(state) == {prefix + key for key in tensor_names(found["depth"])}
 
 
 def test_model_is_a_first_class_flow_model() -> None:
@@ -62,13 +62,14 @@ def test_model_is_a_first_class_flow_model() -> None:
 
 def test_avatar_is_refused() -> None:
     state = avatar_of(load("models/hd64.safetensors"))
-    assert comfy.model_detection.detect_unet_config(state, "") is None
+    with pytest.raises(ValueError, match="This is LongCat-Video-Avatar, which needs audio"):
+        comfy.model_detection.detect_unet_config(state, "")
 
 
 def test_incomplete_checkpoint_is_refused_by_stock_loading() -> None:
     state = load("models/hd64.safetensors").copy()
     del state["blocks.1.ffn.w3.weight"]
-    with pytest.raises(ValueError, match=r"lacks 1 tensors, for example blocks\.1\.ffn\.w3\.weight"):
+    with pytest.raises(ValueError, match=r"1 missing \(for example blocks\.1\.ffn\.w3\.weight\)"):
         comfy.sd.load_diffusion_model_state_dict(state)
 
 

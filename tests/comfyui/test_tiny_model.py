@@ -18,7 +18,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan
 
-from longcat_core import weights
+from longcat_core import layouts, weights
 
 pytestmark = pytest.mark.usefixtures("comfyui")
 
@@ -135,7 +135,7 @@ def test_text_encoding_is_that_of_transformers(clip: Any, tokenizer: Any, tiny_m
 
 def test_every_tensor_of_the_dit_shows_in_its_output(tiny_model: Path) -> None:
     state_dict = safetensors.torch.load_file(tiny_model / "dit" / DIT_FILE)
-    assert state_dict.keys() == weights.dit_keys(make_tiny_model.DIT_CONFIG["depth"])
+    assert state_dict.keys() == layouts.tensor_names(make_tiny_model.DIT_CONFIG["depth"])
     assert {tensor.dtype for tensor in state_dict.values()} == {torch.bfloat16}
 
     model = make_tiny_model.build_dit(make_tiny_model.DIT_CONFIG)

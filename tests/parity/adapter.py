@@ -4,7 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_management
 import comfy.ops
+import comfy.sd
+import comfy.utils
 import torch
 from comfy.ldm.flux.math import apply_rope
 from loops import comfy_loop, loop_sigmas, stand_in_loop
@@ -15,6 +18,17 @@ from torch import Tensor
 from longcat_core import schedule
 
 
+@torch.inference_mode()
+def with_loras(state: dict, loras: list[tuple[Path, float]]) -> dict:
+    """Weights with LoRA files merged into them by ComfyUI."""
+    model = comfy.sd.load_diffusion_model_state_dict({name: tensor.float() for name, tensor in state.items()})
+    for path, strength in loras:
+        lora = comfy.utils.load_torch_file(str(path), safe_load=True)
+        model, _ = comfy.sd.load_lora_for_models(model, None, lora, strength, 0)
+    comfy.model_management.load_models_gpu([model])
+    return {name: tensor.clone() for name, tensor in model.model.diffusion_model.state_dict().items()}
+
+
 class Adapter:
     """What a golden case can ask for; see `test_goldens.py`."""
 
@@ -23,9 +37,7 @@ class Adapter:
 
     def dit(self, config: dict, state: dict, dtype: torch.dtype, loras: list[tuple[Path, float]]) -> Network:
         """The whole network."""
-        if loras:
-            raise NotImplementedError("LoRA files of the reference are not supported yet")
-        return Network(config, state, dtype, self.operations)
+        return Network(config, with_loras(state, loras) if loras else state, dtype, self.operations)
 
     def cache_rows(self, cache: tuple[CachedCondition, ...], first: int, end: int) -> tuple[CachedCondition, ...]:
         """The cache of some videos of a batch."""

@@ -10,6 +10,7 @@ from adapter import Adapter
 from goldens import (
     BF16_SAMPLER_TOLERANCE,
     EXACT,
+    ROOT,
     Case,
     assert_bf16,
     assert_fp32,
@@ -70,6 +71,15 @@ def test_network(case: Case, operations: str, worst: dict) -> None:
         note(worst, "bf16", assert_bf16(out, case.output("out64"), case.noise("out")), case)
     else:
         note(worst, "fp32", assert_fp32(out, case.output("out"), case.noise("out")), case)
+
+
+@each(cases("lora"))
+@torch.inference_mode()
+def test_network_with_loras(case: Case, worst: dict) -> None:
+    loras = [(ROOT / f"lora_{name}.safetensors", strength) for name, strength in case.args.get("loras", [])]
+    network = Adapter().dit(case.config, case.state, case.dtype, loras)
+    out = call(network, case, num_cond_latents=case.args["num_cond_latents"])
+    note(worst, "fp32", assert_fp32(out, case.output("out"), case.noise("out")), case)
 
 
 @each(cases("dit_vc", ("dit_cache_pass",)))

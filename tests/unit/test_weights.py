@@ -60,21 +60,6 @@ def test_an_error_names_only_a_few_of_many_tensors() -> None:
         weights.vae_to_diffusers({})
 
 
-def test_dit_keys() -> None:
-    keys = weights.dit_keys(48)
-    assert len(keys) == 1022
-    assert {
-        "x_embedder.proj.bias",
-        "t_embedder.mlp.2.weight",
-        "y_embedder.y_proj.0.weight",
-        "blocks.47.adaLN_modulation.1.bias",
-        "blocks.0.pre_crs_attn_norm.bias",
-        "blocks.0.cross_attn.kv_linear.bias",
-        "final_layer.adaLN_modulation.1.weight",
-    } <= keys
-    assert not keys & {"blocks.48.attn.qkv.weight", "blocks.0.ffn.w1.bias", "blocks.0.attn.q_norm.bias"}
-
-
 def test_umt5_names_are_those_of_transformers_without_the_tied_embedding() -> None:
     state_dict = tiny_umt5(num_layers=3)
     assert weights.umt5_keys(3) == state_dict.keys() - {"encoder.embed_tokens.weight"}

@@ -1,0 +1,223 @@
+"""LoRA files of every convention for ComfyUI's own LoRA nodes.
+
+ComfyUI asks each of its weight adapters, for each layer of a model, what a file holds for it. The one that is added
+here answers for LongCat-Video where core's do not know the name; from then on core treats it as any other, merged into
+the weights or beside them (*bypass*), with strengths, stacking, hooks and unloading.
+
+Source of the mathematics: meituan-longcat/LongCat-Video, `LoRAModule` and `LoRANetwork` in `modules/lora_utils.py`.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import comfy.weight_adapter
+import torch
+from comfy.patcher_extension import PatcherInjection
+from torch import Tensor
+
+from . import lora_names
+from .lora_names import Piece, Rows
+
+PREFIX = "diffusion_model."
+# Core asks for layers in the order of the network: this one, before all blocks, is LongCat-Video's alone.
+FAMILY_LAYER = "diffusion_model.y_embedder.y_proj.0"
+LAST_LAYER = "diffusion_model.final_layer.linear"
+# Left among the names that core collects while it reads one file, which hold nothing else that lasts as long.
+IS_LONGCAT = "longcat_video"
+BYPASS = "bypass_lora"
+
+
+class Change(NamedTuple):
+    """What is added to some rows of a weight: `factor * up @ down`, or `factor * up`."""
+
+    rows: Rows
+    factor: float
+    down: Tensor | None
+    up: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of what is added."""
+        return self.up.shape[0], (self.up if self.down is None else self.down).shape[1]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Change":
+        """The same, computed on a device and in a dtype."""
+        up = comfy.model_management.cast_to_device(self.up, device, dtype)
+        down = None if self.down is None else comfy.model_management.cast_to_device(self.down, device, dtype)
+        return Change(self.rows, self.factor, down, up)
+
+
+class LongCatLoRA(comfy.weight_adapter.WeightAdapterBase):
+    """The changes that a LoRA file makes to one layer.
+
+    `weights` is flat, as core moves its tensors between devices: for each change its rows, factor, down and up.
+    """
+
+    name = "longcat_lora"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]) -> None:
+        self.loaded_keys = loaded_keys
+        self.weights = weights
+
+    @classmethod
+    def load(
+        cls,
+        x: str,
+        lora: dict[str, Tensor],
+        alpha: float | None,
+        dora_scale: Tensor | None,
+        loaded_keys: set[str] | None = None,
+    ) -> "LongCatLoRA | None":
+        """The changes for the layer that core calls `x`, or None if there are none or core reads them itself.
+
+        Raises:
+            ValueError: at a LongCat-Video network's last layer, if nothing in the file was for this network.
+        """
+        seen = set() if loaded_keys is None else loaded_keys
+        if x == FAMILY_LAYER:
+            seen.add(IS_LONGCAT)
+        if IS_LONGCAT not in seen or not x.startswith(PREFIX):
+            return None
+        pieces = lora_names.for_layer(lora_names.read(frozenset(lora)), x.removeprefix(PREFIX))
+        pieces = tuple(piece for piece in pieces if not piece.up.startswith(f"{x}."))
+        used = {name for piece in pieces for name in lora_names.names_of(piece)}
+        if x == LAST_LAYER:
+            report(lora, seen | used | {name for name in lora if name.startswith(f"{x}.")})
+        return cls(used, tuple(value for piece in pieces for value in read_change(piece, lora))) if pieces else None
+
+    def changes(self) -> Iterator[Change]:
+        """The changes in `weights`."""
+        for start in range(0, len(self.weights), len(Change._fields)):
+            rows, factor, down, up = self.weights[start : start + len(Change._fields)]
+            yield Change(Rows(*rows), factor, down, up)
+
+    def calculate_weight(
+        self,
+        weight: Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: tuple[int, int, int] | None,
+        function: Callable[[Tensor], Tensor],
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Add the changes to a weight in place.
+
+        Raises:
+            ValueError: the LoRA is for a network of other sizes.
+        """
+        for change in self.changes():
+            rows = chunk(weight, change.rows, dim=0)
+            if change.size != rows.shape:
+                raise ValueError(wrong_size(key, change.size, tuple(rows.shape)))
+            _, factor, down, up = change.to(weight.device, intermediate_dtype)
+            difference = up if down is None else up @ down
+            rows += function((strength * factor * difference).to(weight.dtype))
+        return weight
+
+    def h(self, x: Tensor, base_out: Tensor) -> Tensor:
+        """What the changes add to a layer's output.
+
+        Args:
+            x: the layer's input `[..., in]`.
+            base_out: its output `[..., out]` without them.
+
+        Raises:
+            ValueError: the LoRA is for a network of other sizes.
+        """
+        out = torch.zeros_like(base_out)
+        for change in self.changes():
+            part = chunk(out, change.rows, dim=-1)
+            if change.size != (part.shape[-1], x.shape[-1]):
+                raise ValueError(wrong_size("a layer", change.size, (part.shape[-1], x.shape[-1])))
+            _, factor, down, up = change.to(x.device, x.dtype)
+            hidden = x if down is None else torch.nn.functional.linear(x, down)
+            part += torch.nn.functional.linear(hidden, up) * (factor * self.multiplier)
+        return out
+
+
+def read_change(piece: Piece, lora: Mapping[str, Tensor]) -> Change:
+    """A piece with its tensors."""
+    down = None if piece.down is None else chunk(lora[piece.down], piece.down_rows, dim=0)
+    rank = 1 if piece.is_factor or piece.down is None else lora[piece.down].shape[0]
+    factor = 1.0 if piece.alpha is None else float(lora[piece.alpha]) / rank
+    return Change(piece.rows, factor, down, chunk(lora[piece.up], piece.up_rows, dim=0))
+
+
+def chunk(x: Tensor, rows: Rows, dim: int) -> Tensor:
+    """A view of one of several equal parts along a dimension."""
+    size = x.shape[dim] // rows.num_parts
+    return x.narrow(dim, rows.part * size, size)
+
+
+def wrong_size(key: str, given: tuple[int, ...], needed: tuple[int, ...]) -> str:
+    """The sentence for a LoRA of other sizes."""
+    return (
+        f"This LoRA changes {key} by a {given[0]} x {given[1]} matrix; the model has {needed[0]} x {needed[1]}: it was "
+        "made for another model. Remove it, or load one for LongCat-Video."
+    )
+
+
+def report(lora: Mapping[str, Tensor], matched: set[str]) -> None:
+    """Log how many of a file's tensors are for this network.
+
+    Raises:
+        ValueError: there are some, and none is.
+    """
+    concerned = [name for name in lora if not lora_names.is_for_text(name)]
+    num_matched = sum(name in matched for name in concerned)
+    if concerned and not num_matched:
+        raise ValueError(
+            f"None of this LoRA's {len(concerned)} tensors is for LongCat-Video, for example {concerned[0]}. It was "
+            "made for another model: remove it, or choose one for LongCat-Video."
+        )
+    logging.info("LongCat-Video LoRA: %d of %d keys matched", num_matched, len(concerned))
+
+
+class Stacked(PatcherInjection):
+    """Injections one upon the other: taken out in the reverse order of putting in."""
+
+    def __init__(self, parts: Sequence[PatcherInjection]) -> None:
+        super().__init__(self.put_in, self.take_out)
+        self.parts = parts
+
+    def put_in(self, patcher: Any) -> None:
+        """Inject all."""
+        for part in self.parts:
+            part.inject(patcher)
+
+    def take_out(self, patcher: Any) -> None:
+        """Eject all."""
+        for part in reversed(self.parts):
+            part.eject(patcher)
+
+
+def stack_bypassed(patcher: Any) -> None:
+    """Bring back the bypassed LoRAs that another one behind them has displaced.
+
+    Core keeps injections by kind, so that of several bypassed LoRAs in a row only the last one is left; the patchers
+    that it cloned still have theirs.
+    """
+    stack: list[PatcherInjection] = []
+    ancestor = patcher
+    while ancestor is not None:
+        stack = [part for part in bypassed(ancestor) if part not in stack] + stack
+        ancestor = ancestor.parent
+    if len(stack) > len(bypassed(patcher)):
+        patcher.eject_model()
+        patcher.set_injections(BYPASS, [Stacked(stack)])
+        patcher.inject_model()
+
+
+def bypassed(patcher: Any) -> list[PatcherInjection]:
+    """The injections of a patcher's bypassed LoRAs, one by one."""
+    return [part for each in patcher.get_injections(BYPASS) or () for part in getattr(each, "parts", [each])]
+
+
+def register() -> None:
+    """Add the adapter to core's list; a second call changes nothing."""
+    if not any(adapter.name == LongCatLoRA.name for adapter in comfy.weight_adapter.adapters):
+        comfy.weight_adapter.adapters.append(LongCatLoRA)
