@@ -30,11 +30,12 @@ INPUT_FILES = {"LoadImage": "image", "LoadVideo": "file"}
 
 RELEASED = "meituan-longcat/LongCat-Video"
 COMFY_ORG = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+KIJAI = "https://huggingface.co/Kijai/LongCat-Video_comfy/resolve/main"
 PUBLISHED = {
+    "LongCat_TI2V_comfy_bf16.safetensors": f"{KIJAI}/LongCat_TI2V_comfy_bf16.safetensors",
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors": f"{COMFY_ORG}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
     "wan_2.1_vae.safetensors": f"{COMFY_ORG}/vae/wan_2.1_vae.safetensors",
 }
-UNPUBLISHED = ("longcat_video_bf16.safetensors",)  # the released names in one file exist only where somebody saved them
 LINKS = {f"https://huggingface.co/{RELEASED}", *PUBLISHED.values()}
 DEFAULTS = {
     **{"folder": "LongCat-Video", "weight_dtype": "default", "width": 832, "height": 480, "length": 93},
@@ -157,8 +158,6 @@ def test_single_files_can_be_downloaded_from_the_editor(workflow: Json) -> None:
         values = shown(node)
         files = {name: values[name] for name in MODEL_FOLDERS.keys() & values.keys() if Path(values[name]).suffix}
         offered = [
-            {"name": file, "url": PUBLISHED[file], "directory": MODEL_FOLDERS[name]}
-            for name, file in files.items()
-            if file not in UNPUBLISHED
+            {"name": file, "url": PUBLISHED[file], "directory": MODEL_FOLDERS[name]} for name, file in files.items()
         ]
         assert node["properties"].get("models", []) == offered
