@@ -9,7 +9,8 @@
 Files, names and sizes are checked on the way, so that a wrong or damaged folder ends in one sentence.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,23 @@ def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_
     named = {**config, "ffn_hidden_size": ffn_hidden_size(sizes["hidden_size"], mlp_ratio)}
     check_sizes(component, named, {name: sizes[name] for name in DIT_SIZES})
 
-    patcher = comfy.sd.load_diffusion_model_state_dict(
-        weights, model_options=model_options or {}, disable_dynamic=disable_dynamic
-    )
+    with naming(component):
+        patcher = comfy.sd.load_diffusion_model_state_dict(
+            weights, model_options=model_options or {}, disable_dynamic=disable_dynamic
+        )
     patcher.model.diffusion_model.text_tokens_zero_pad = zero_pad
     patcher.model.model_sampling.set_parameters(shift=shift, multiplier=1000)
     patcher.cached_patcher_init = (load_dit, (folder, model_options))
     return patcher
+
+
+@contextlib.contextmanager
+def naming(component: Path) -> Iterator[None]:
+    """Put a path in front of what is wrong with the weights in it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{component}: {error}") from error
 
 
 def detect_dit(component: Path, weights: StateDict) -> dict[str, Any]:
@@ -96,10 +107,8 @@ def detect_dit(component: Path, weights: StateDict) -> dict[str, Any]:
     Raises:
         ValueError: the tensors are another model's; names it if ComfyUI knows it.
     """
-    try:
+    with naming(component):
         sizes = comfy.model_detection.detect_unet_config(weights, "") or {}
-    except ValueError as error:
-        raise ValueError(f"{component}: {error}") from error
     if sizes.get("image_model") != detection.IMAGE_MODEL:
         what = f"a model of type '{sizes['image_model']}'" if "image_model" in sizes else "tensors of another model"
         raise ValueError(

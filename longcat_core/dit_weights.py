@@ -165,12 +165,15 @@ def _unscaled(tensors: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _scale_fits(name: str, tensors: Mapping[str, Tensor], tensor: Tensor) -> bool:
-    """Whether a scale is one number, or one for each row of an int8 matrix; those of nvfp4 are left to ComfyUI."""
+    """Whether a scale is one number, one for each row of an int8 matrix, or one for 16 numbers of an nvfp4 matrix."""
     layer, _, parameter = name.rpartition(".")
-    if parameter not in ("weight_scale", "scale_weight") or f"{layer}.weight_scale_2" in tensors:
-        return True
     weight = tensors.get(f"{layer}.weight", tensors.get(f"{layer}.weight_int8"))
-    rows = weight.shape[0] if weight is not None and weight.dtype == torch.int8 else 1
+    if parameter not in ("weight_scale", "scale_weight") or weight is None:
+        return True
+    if f"{layer}.weight_scale_2" in tensors:  # in tiles of 128 rows and 4 columns
+        rows, bytes_per_row = weight.shape
+        return tuple(tensor.shape) == (-(-rows // 128) * 128, -(-bytes_per_row // 32) * 4)
+    rows = weight.shape[0] if weight.dtype == torch.int8 else 1
     return tensor.numel() == 1 or tuple(tensor.shape) in ((rows,), (rows, 1))
 
 

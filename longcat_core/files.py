@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import comfy.utils
-import safetensors
 
+from .safetensors_file import read_header
 from .weights import StateDict, wrong_names
 
 CONFIG = "config.json"
@@ -70,13 +70,7 @@ def read_weights(component: Path) -> StateDict:
     """
     weights: StateDict = {}
     for path in weight_files(component):
-        try:
-            with safetensors.safe_open(str(path), framework="pt"):
-                pass
-        except safetensors.SafetensorError as error:
-            raise ValueError(
-                f"{path} is damaged or incomplete: {error} ({path.stat().st_size:,} bytes). {DOWNLOAD_HINT}"
-            ) from error
+        read_header(path)
         weights |= comfy.utils.load_torch_file(str(path), safe_load=True)
     return weights
 

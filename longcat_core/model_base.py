@@ -94,7 +94,15 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         Samplers end with other values there: uni_pc and dpm_fast drift, and one that stops before sigma 0 leaves noise,
         which a second stage would take for the given frames. Outside of a run, and after one that was stopped, nothing
         is changed.
+
+        Raises:
+            ValueError: a run ended with numbers that are not finite, which would be decoded to a black video.
         """
+        if self.current_patcher and not torch.isfinite(latent).all():
+            raise ValueError(
+                "Sampling ended with numbers that are not finite. Most likely the weights or a LoRA are damaged: "
+                "compare the files' sizes with those of the download, and try without LoRAs."
+            )
         given, self.given = self.given if self.current_patcher else None, None
         if given is not None and given.shape == latent[:, :, : given.shape[2]].shape:
             latent = torch.cat([given.to(latent), latent[:, :, given.shape[2] :]], dim=2)

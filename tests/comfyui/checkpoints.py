@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from torch import Tensor
 
 from longcat_core import layouts, quantization
@@ -65,16 +66,19 @@ def official_int8(official: Mapping[str, Tensor]) -> StateDict:
 
 
 def comfy_quantised(official: Mapping[str, Tensor], quant_format: str) -> StateDict:
-    """Fused, quantised as this pack's converter does."""
+    """Fused, quantised as this pack's converter does, or nvfp4 by ComfyUI's own code."""
     weights: StateDict = {}
     for name, tensor in official.items():
         if not is_quantised(name):
             weights[name] = tensor.to(torch.bfloat16)
-        elif quant_format == quantization.FP8:
+            continue
+        weights[name.replace(".weight", ".comfy_quant")] = quantization.marker(quant_format)
+        if quant_format == quantization.FP8:
             scale = quantization.fp8_scale(float(tensor.abs().max()))
             weights |= {name: quantization.quantise_fp8(tensor, scale), f"{name}_scale": scale}
-        else:
+        elif quant_format == quantization.INT8:
             weights[name], weights[f"{name}_scale"] = quantization.quantise_int8(tensor)
-        if is_quantised(name):
-            weights[name.replace(".weight", ".comfy_quant")] = quantization.marker(quant_format)
+        else:
+            layout = QUANT_ALGOS[quant_format]["comfy_tensor_layout"]
+            weights |= QuantizedTensor.from_float(tensor.to(torch.bfloat16), layout).state_dict(name)
     return weights

@@ -13,7 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 from goldens import load
-from inprocess import node
+from inprocess import node, sample
+from make_tiny_model import randomize
 from torch import Tensor
 
 from longcat_core import dit_weights, layouts, quantization
@@ -38,6 +39,7 @@ QUANTISED: dict[str, tuple[Callable[[Mapping[str, Tensor]], StateDict], float]] 
     "official int8": (checkpoints.official_int8, 0.025),
     "fp8 of this pack": (lambda official: checkpoints.comfy_quantised(official, quantization.FP8), 0.05),
     "int8 of this pack": (lambda official: checkpoints.comfy_quantised(official, quantization.INT8), 0.025),
+    "nvfp4": (lambda official: checkpoints.comfy_quantised(official, quantization.NVFP4), 0.15),
 }
 NUM_TENSORS = {
     "scaled fp8": 1839,
@@ -45,6 +47,7 @@ NUM_TENSORS = {
     "official int8": 1459,
     "fp8 of this pack": 1790,
     "int8 of this pack": 1790,
+    "nvfp4": 2174,
 }
 
 
@@ -87,16 +90,29 @@ def test_every_layout_computes_the_same(official: StateDict, layout: str, prefix
     assert model.model.diffusion_model.state_dict().keys() == layouts.tensor_names(2, split)
 
 
+@pytest.fixture(scope="module")
+def larger() -> StateDict:
+    """A network four times as wide, random, fp32."""
+    config = {**RELEASED, "hidden_size": 512, "depth": 3, "num_heads": 4, "caption_channels": 64}
+    config |= {"ffn_hidden_size": 1536, "adaln_tembed_dim": 128}
+    weights = {name: torch.empty(shape) for name, shape in layouts.tensor_shapes(config).items()}
+    randomize(weights, torch.Generator().manual_seed(1))
+    return weights
+
+
+@pytest.mark.parametrize("size", ["official", "larger"])
 @pytest.mark.parametrize("kind", QUANTISED)
-def test_quantised_layouts_compute_nearly_the_same(official: StateDict, kind: str, report: list[str]) -> None:
+def test_quantised_layouts_compute_nearly_the_same(
+    kind: str, size: str, request: pytest.FixtureRequest, report: list[str]
+) -> None:
     make, bound = QUANTISED[kind]
-    model = load_file(make(official))
-    found = error(forward(model), forward(load_file(official)))
-    report.append(f"{kind}: {found:.4f} from the network in fp32 (relative L2 of one forward, random weights)")
+    plain: StateDict = request.getfixturevalue(size)
+    model = load_file(make(plain))
+    found = error(forward(model), forward(load_file(plain)))
+    width = len(plain["x_embedder.proj.bias"])
+    report.append(f"{kind}, {width} wide: {found:.4f} from fp32 (relative L2 of one forward, random weights)")
     assert 0 < found < bound
-    weight = model.model.diffusion_model.blocks[0].ffn.w1.weight
-    assert weight.element_size() == 4 or weight.dtype != torch.bfloat16
-    assert type(weight.data).__name__ == "QuantizedTensor"
+    assert type(model.model.diffusion_model.blocks[0].ffn.w1.weight.data).__name__ == "QuantizedTensor"
 
 
 def test_split_scales_are_kept(official: StateDict) -> None:
@@ -138,7 +154,10 @@ def released_quantised(kind: str) -> StateDict:
     for name, tensor in one_block.items():
         shape = shapes.get(layouts.to_network(name.removesuffix("_int8"), layout), tuple(tensor.shape))
         if name.endswith("weight_scale") and tensor.numel() > 1:
-            shape = (shapes[name.removesuffix("_scale")][0], *tensor.shape[1:])
+            rows, columns = shapes[name.removesuffix("_scale")]
+            shape = (rows, columns // 16) if kind == "nvfp4" else (rows, *tensor.shape[1:])
+        if tensor.dtype == torch.uint8 and name.endswith(".weight"):
+            shape = (shape[0], shape[1] // 2)
         for block in range(48) if name.startswith("blocks.0.") else [0]:
             released = name.replace("blocks.0.", f"blocks.{block}.")
             tensors[released] = torch.empty(shape, dtype=tensor.dtype, device="meta")
@@ -185,6 +204,18 @@ def test_a_scale_that_is_lost_or_does_not_fit_is_named(official: StateDict, kind
         with pytest.raises(ValueError, match="scale") as caught:
             load_file(spoiled)
         assert "blocks.1." in str(caught.value)
+
+
+def test_large_tensors_that_are_not_finite_are_noticed_when_sampling_ends(
+    loaded: tuple, prompts: tuple, empty_latent: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dit_weights, "CHECKED_SIZE", 100)
+    weights = {name: tensor.clone() for name, tensor in loaded[0].model.diffusion_model.state_dict().items()}
+    weights["blocks.1.ffn.w3.weight"][3, 5] = float("nan")
+    model = load_file(weights)
+    with pytest.raises(ValueError, match="Sampling ended with numbers that are not finite"):
+        sample(model, prompts, empty_latent)
+    assert torch.isfinite(sample(loaded[0], prompts, empty_latent)).all()
 
 
 def test_relatives_are_refused_by_name(official: StateDict) -> None:

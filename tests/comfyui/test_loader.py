@@ -197,9 +197,12 @@ DAMAGE = {
     "avatar": (lambda f: rewrite(f / DIT_FILE, lambda c: c.update(AVATAR)), "This is LongCat-Video-Avatar"),
     "another model": (lambda f: rewrite(f / DIT_FILE, lambda c: replace_all(c, AVATAR | {})), "LongCat-Video"),
     "no weights": (lambda f: (f / DIT_FILE).unlink(), "holds no .safetensors file"),
-    "truncated": (lambda f: truncate(f / DIT_FILE), "is damaged or incomplete"),
-    "empty file": (lambda f: (f / DIT_FILE).write_bytes(b""), "is damaged or incomplete"),
-    "not safetensors": (lambda f: (f / DIT_FILE).write_text("<html>404</html>" * 99), "is damaged or incomplete"),
+    "truncated": (lambda f: truncate(f / DIT_FILE), "is damaged, incomplete or no safetensors file"),
+    "empty file": (lambda f: (f / DIT_FILE).write_bytes(b""), "is damaged, incomplete or no safetensors file"),
+    "not safetensors": (
+        lambda f: (f / DIT_FILE).write_text("<html>404</html>" * 99),
+        "is damaged, incomplete or no safetensors file",
+    ),
     "missing tensor": (lambda f: rewrite(f / DIT_FILE, lambda c: c.pop("blocks.1.attn.proj.bias")), "1 missing"),
     "unknown tensor": (lambda f: rewrite(f / DIT_FILE, lambda c: c.update(extra=torch.zeros(1))), "1 unknown"),
     "no config": (lambda f: (f / "dit/config.json").unlink(), "config.json is missing"),
@@ -299,7 +302,10 @@ TEXT_DAMAGE = {
         lambda f: rewrite(f / "text_encoder/config.json", lambda c: c.update(num_layers=3)),
         "missing (for example encoder.block.2",
     ),
-    "truncated": (lambda f: truncate(f / "text_encoder/model.safetensors"), "is damaged or incomplete"),
+    "truncated": (
+        lambda f: truncate(f / "text_encoder/model.safetensors"),
+        "is damaged, incomplete or no safetensors file",
+    ),
 }
 
 
