@@ -22,8 +22,9 @@ import comfy.text_encoders.wan
 import comfy.utils
 
 from . import detection
-from .files import CONFIG, check_names, check_sizes, read_json, read_weights, setting
+from .files import CONFIG, check_names, check_sizes, read_json, setting, weight_files
 from .model import MLP_RATIO, ffn_hidden_size
+from .safetensors_file import read_header
 from .schedule import DEFAULT_SHIFT
 from .tokenizer import read_tokenizer
 from .weights import StateDict, umt5_from_transformers, umt5_keys, vae_from_diffusers
@@ -43,6 +44,19 @@ DIT_SIZES = (
     "ffn_hidden_size",
 )
 TEXT_SIZES = ("d_ff", "d_kv", "d_model", "num_heads", "num_layers", "vocab_size")
+
+
+def read_weights(component: Path) -> StateDict:
+    """All tensors of a component.
+
+    Raises:
+        ValueError: as `weight_files`, or a file is truncated or is not safetensors.
+    """
+    weights: StateDict = {}
+    for path in weight_files(component):
+        read_header(path)
+        weights |= comfy.utils.load_torch_file(str(path), safe_load=True)
+    return weights
 
 
 def dit_folder(folder: Path) -> Path:

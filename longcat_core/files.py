@@ -6,10 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import comfy.utils
-
-from .safetensors_file import read_header
-from .weights import StateDict, wrong_names
+from .weights import wrong_names
 
 CONFIG = "config.json"
 WEIGHTS = "*.safetensors"
@@ -60,19 +57,6 @@ def weight_files(component: Path) -> list[Path]:
         what = f"{', '.join(missing)} missing" if missing else "no files listed"
         raise ValueError(f"{indices[0]} lists {len(names)} files, {what}. {DOWNLOAD_HINT}")
     return [component / name for name in names]
-
-
-def read_weights(component: Path) -> StateDict:
-    """All tensors of a component.
-
-    Raises:
-        ValueError: as `weight_files`, or a file is truncated or is not safetensors.
-    """
-    weights: StateDict = {}
-    for path in weight_files(component):
-        read_header(path)
-        weights |= comfy.utils.load_torch_file(str(path), safe_load=True)
-    return weights
 
 
 def check_sizes(component: Path, config: Mapping[str, Any], actual: Mapping[str, Any]) -> None:

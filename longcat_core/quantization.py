@@ -28,6 +28,9 @@ from .layouts import is_matrix
 FP8, INT8, NVFP4 = "float8_e4m3fn", "int8_tensorwise", "nvfp4"
 FP8_MAX = 448.0
 INT8_MAX = 127.0
+FP4_MAX = 6.0
+NVFP4_TILE_ROWS = 128
+"""Scales of nvfp4 are stored in tiles of so many rows, so that matrices are quantised by multiples of them."""
 SMALLEST = 1e-8
 MARKER = "scaled_fp8"
 """A tensor of this name says that `scale_weight` belongs to fp8 weights; ComfyUI reads such files by itself."""
@@ -89,3 +92,37 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.float()
     scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=SMALLEST) / INT8_MAX
     return (weight / scale).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
+
+
+def nvfp4_scale(largest: float) -> Tensor:
+    """The second scale for a matrix whose largest magnitude is `largest`, fp32 []."""
+    return torch.tensor(max(largest, SMALLEST) / (FP8_MAX * FP4_MAX), dtype=torch.float32)
+
+
+def quantise_nvfp4(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a matrix to nvfp4 with the second scale of the whole matrix, by comfy-kitchen.
+
+    Args:
+        weight: `[rows, in]`; rows are a multiple of `NVFP4_TILE_ROWS`, or the last of the matrix.
+        scale: from `nvfp4_scale`.
+
+    Returns:
+        Two numbers in a byte `[rows, in / 2]`, both sides filled up to multiples of 16, and the scales of each 16.
+
+    Raises:
+        ImportError: comfy-kitchen is not installed; ComfyUI requires it.
+    """
+    import comfy_kitchen
+
+    return comfy_kitchen.quantize_nvfp4(weight.float(), scale, pad_16x=True)
+
+
+def dequantise_nvfp4(quantised: Tensor, block_scales: Tensor, scale: Tensor) -> Tensor:
+    """Inverse of `quantise_nvfp4`, fp32, as far as rounding allows; the filling is still there.
+
+    Raises:
+        ImportError: comfy-kitchen is not installed.
+    """
+    import comfy_kitchen
+
+    return comfy_kitchen.dequantize_nvfp4(quantised, scale, block_scales, torch.float32)

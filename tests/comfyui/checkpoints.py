@@ -80,5 +80,5 @@ def comfy_quantised(official: Mapping[str, Tensor], quant_format: str) -> StateD
             weights[name], weights[f"{name}_scale"] = quantization.quantise_int8(tensor)
         else:
             layout = QUANT_ALGOS[quant_format]["comfy_tensor_layout"]
-            weights |= QuantizedTensor.from_float(tensor.to(torch.bfloat16), layout).state_dict(name)
+            weights |= QuantizedTensor.from_float(tensor.float(), layout).state_dict(name)
     return weights
