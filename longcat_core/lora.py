@@ -81,7 +81,7 @@ class LongCatLoRA(comfy.weight_adapter.WeightAdapterBase):
         if IS_LONGCAT not in seen or not x.startswith(PREFIX):
             return None
         pieces = lora_names.for_layer(lora_names.read(frozenset(lora)), x.removeprefix(PREFIX))
-        pieces = tuple(piece for piece in pieces if not piece.up.startswith(f"{x}."))
+        pieces = tuple(piece for piece in pieces if not piece.up.startswith(f"{x}.") and lora[piece.up].ndim == 2)
         used = {name for piece in pieces for name in lora_names.names_of(piece)}
         if x == LAST_LAYER:
             report(lora, seen | used | {name for name in lora if name.startswith(f"{x}.")})

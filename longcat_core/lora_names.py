@@ -79,7 +79,7 @@ def read(tensors: frozenset[str]) -> Index:
         module, pieces = _whole(name, tensors) or _official_parts(name, tensors) or ("", ())
         layer = _layer(module)
         if layer:
-            index[layer] = pieces
+            index[layer] = index.get(layer, ()) + pieces
     return index
 
 

@@ -194,6 +194,32 @@ def test_one_of_other_sizes_is_refused(how: str, lora_folder: Path) -> None:
         forward(apply(network(CASES[0]), [("wan", 1.0)], how, "other"), CASES[0])
 
 
+@pytest.mark.parametrize("how", NODES)
+def test_changes_of_norms_are_not_taken_for_matrices(
+    how: str, caplog: pytest.LogCaptureFixture, lora_folder: Path
+) -> None:
+    lora = safetensors.torch.load_file(lora_folder / "cfgstep, kohya, split.safetensors")
+    num_keys = len(lora)
+    safetensors.torch.save_file(
+        {**lora, "diffusion_model.blocks.0.norm3.diff": torch.ones(128)}, lora_folder / "norm, other.safetensors"
+    )
+    with caplog.at_level(logging.INFO):
+        found = forward(apply(network(CASES[0]), [("norm", 1.0)], how, "other"), CASES[0])
+    assert f"LongCat-Video LoRA: {num_keys} of {num_keys + 1} keys matched" in caplog.text
+    assert "lora key not loaded: diffusion_model.blocks.0.norm3.diff" in caplog.text
+    assert_fp32(found, CASES[0].output("out"), CASES[0].noise("out"))
+
+
+def test_two_changes_of_one_layer_add_up() -> None:
+    """As different conventions in one file may make them."""
+    lora = {"blocks.0.ffn.w1.lora_A": torch.eye(2, 128), "blocks.0.ffn.w1.lora_B": torch.ones(512, 2)}
+    lora |= {"transformer.blocks.0.ffn.w1.diff": torch.ones(512, 128)}
+    keys = ("y_embedder.y_proj.0", "blocks.0.ffn.w1")
+    (found,) = comfy.lora.load_lora(lora, {f"diffusion_model.{key}": key for key in keys}).values()
+    weight = found.calculate_weight(torch.zeros(512, 128), "key", 1.0, 1.0, None, lambda difference: difference)
+    assert torch.equal(weight, torch.ones(512, 128) + torch.ones(512, 2) @ torch.eye(2, 128))
+
+
 def test_other_families_are_left_alone() -> None:
     """For a model that is not LongCat-Video's nothing is read, refused or logged, whatever its layers are called."""
     lora = {f"transformer.blocks.0.attn.qkv.lora_{matrix}.weight": torch.ones(2, 2) for matrix in "AB"}
