@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import quantization
-from .layouts import from_network, is_split, tensor_shapes, to_network, which_layout
+from .layouts import from_network, is_matrix, is_split, tensor_shapes, to_network, which_layout
 from .weights import wrong_names
 
 AVATAR = ("audio_proj.", "multitalk_audio_proj.", "blocks.0.audio_cross_attn.", "blocks.0.audio_modulation.")
@@ -47,7 +47,8 @@ def read_config(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
     config = _config(tensors, layout)
     shapes = tensor_shapes(config, is_split(layout))
     expected = {from_network(name, layout): shape for name, shape in shapes.items()}
-    problems = list(_problems(tensors, expected))
+    matrices = {from_network(name, layout) for name in shapes if is_matrix(name.removesuffix(".weight"))}
+    problems = list(_problems(tensors, expected, matrices))
     if problems:
         raise ValueError(
             f"Of the {len(expected)} tensors of this LongCat-Video checkpoint there are {', '.join(problems)}. {ADVICE}"
@@ -111,7 +112,9 @@ def _config(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
     }
 
 
-def _problems(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _problems(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], matrices: Collection[str]
+) -> Iterator[str]:
     stored = {name.removesuffix("_int8"): tensor for name, tensor in tensors.items()}
     layers = {name.rpartition(".")[0] for name in expected}
     unknown = {name for name in stored.keys() - expected.keys() if not _belongs(name, layers)}
@@ -127,7 +130,7 @@ def _problems(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
     wrong = [name for name in common if not _dtype_fits(name, stored[name])]
     if wrong:
         yield f"{len(wrong)} of a wrong dtype (for example {wrong[0]} as {stored[wrong[0]].dtype})"
-    wrong = sorted(_unscaled(tensors))
+    wrong = sorted(_unscaled(tensors, matrices))
     if wrong:
         yield f"{len(wrong)} without a scale (for example {wrong[0]})"
     wrong = sorted(name for name, tensor in tensors.items() if not _scale_fits(name, tensors, tensor))
@@ -153,22 +156,30 @@ def _dtype_fits(name: str, tensor: Tensor) -> bool:
     return not is_plain or tensor.dtype in (*FLOATS, *(INTEGERS if name.endswith(".weight") else ()))
 
 
-def _unscaled(tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """Weights that need a scale and have none. Plain fp8, where no weight has one, needs none."""
+def _unscaled(tensors: Mapping[str, Tensor], matrices: Collection[str]) -> Iterator[str]:
+    """Weights without the scale that they need: integers, what is marked as quantised, fp8 matrices among scaled ones.
+
+    Plain fp8, where no weight has a scale, needs none, nor do the small layers of a model that was saved in fp8.
+    """
     scaled = {name.rpartition(".")[0] for name in tensors if name.endswith((".weight_scale", ".scale_weight"))}
     for name, tensor in tensors.items():
         layer, _, parameter = name.rpartition(".")
-        is_quantised = parameter in ("weight", "weight_int8") and type(tensor) in (Tensor, torch.nn.Parameter)
-        needs_scale = (*INTEGERS, *(FLOAT8 if scaled else ()))
-        if is_quantised and tensor.dtype in needs_scale and layer not in scaled:
+        if parameter not in ("weight", "weight_int8") or layer in scaled:
+            continue
+        is_plain = type(tensor) in (Tensor, torch.nn.Parameter)
+        is_scaled_fp8 = bool(scaled) and tensor.dtype in FLOAT8 and name in matrices
+        if f"{layer}.comfy_quant" in tensors or (is_plain and (tensor.dtype in INTEGERS or is_scaled_fp8)):
             yield name
 
 
 def _scale_fits(name: str, tensors: Mapping[str, Tensor], tensor: Tensor) -> bool:
-    """Whether a scale is one number, one for each row of an int8 matrix, or one for 16 numbers of an nvfp4 matrix."""
+    """Whether a scale is one number, one for each row of an int8 matrix, or one for 16 numbers of an nvfp4 matrix.
+
+    Those of mxfp8 are left to ComfyUI.
+    """
     layer, _, parameter = name.rpartition(".")
     weight = tensors.get(f"{layer}.weight", tensors.get(f"{layer}.weight_int8"))
-    if parameter not in ("weight_scale", "scale_weight") or weight is None:
+    if parameter not in ("weight_scale", "scale_weight") or weight is None or tensor.dtype == torch.float8_e8m0fnu:
         return True
     if f"{layer}.weight_scale_2" in tensors:  # in tiles of 128 rows and 4 columns
         rows, bytes_per_row = weight.shape

@@ -113,7 +113,8 @@ def is_split(layout: str) -> bool:
 
 def is_matrix(layer: str) -> bool:
     """Whether a layer of the network is one of the large matrices of attention and feed-forward."""
-    return layer.startswith("blocks.") and layer.split(".", 2)[2] in MATRICES
+    match = BLOCK_LAYER.fullmatch(layer)
+    return match is not None and match[2] in MATRICES
 
 
 def to_network(tensor: str, layout: str) -> str:

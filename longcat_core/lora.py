@@ -73,7 +73,8 @@ class LongCatLoRA(comfy.weight_adapter.WeightAdapterBase):
         """The changes for the layer that core calls `x`, or None if there are none or core reads them itself.
 
         Raises:
-            ValueError: at a LongCat-Video network's last layer, if nothing in the file was for this network.
+            ValueError: the layer's tensors do not fit each other, or are of a form that is not read here; at the last
+                layer, if nothing in the file was for this network.
         """
         seen = set() if loaded_keys is None else loaded_keys
         if x == FAMILY_LAYER:
@@ -81,11 +82,13 @@ class LongCatLoRA(comfy.weight_adapter.WeightAdapterBase):
         if IS_LONGCAT not in seen or not x.startswith(PREFIX):
             return None
         pieces = lora_names.for_layer(lora_names.read(frozenset(lora)), x.removeprefix(PREFIX))
-        pieces = tuple(piece for piece in pieces if not piece.up.startswith(f"{x}.") and lora[piece.up].ndim == 2)
-        used = {name for piece in pieces for name in lora_names.names_of(piece)}
+        pieces = tuple(piece for piece in pieces if lora[piece.up].ndim == 2)
+        ours = () if all(reads_core(piece, x) for piece in pieces) else pieces
+        used = {name for piece in ours for name in lora_names.names_of(piece)}
         if x == LAST_LAYER:
             report(lora, seen | used | {name for name in lora if name.startswith(f"{x}.")})
-        return cls(used, tuple(value for piece in pieces for value in read_change(piece, lora))) if pieces else None
+        weights = tuple(value for piece in ours for value in read_change(piece, lora, x))
+        return cls(used, weights) if ours else None
 
     def changes(self) -> Iterator[Change]:
         """The changes in `weights`."""
@@ -139,12 +142,42 @@ class LongCatLoRA(comfy.weight_adapter.WeightAdapterBase):
         return out
 
 
-def read_change(piece: Piece, lora: Mapping[str, Tensor]) -> Change:
-    """A piece with its tensors."""
-    down = None if piece.down is None else chunk(lora[piece.down], piece.down_rows, dim=0)
-    rank = 1 if piece.is_factor or piece.down is None else lora[piece.down].shape[0]
-    factor = 1.0 if piece.alpha is None else float(lora[piece.alpha]) / rank
-    return Change(piece.rows, factor, down, chunk(lora[piece.up], piece.up_rows, dim=0))
+def reads_core(piece: Piece, x: str) -> bool:
+    """Whether core reads all that a file holds for a layer: its matrices, and the factor as it is meant."""
+    names = (x, f"lora_unet_{x.removeprefix(PREFIX).replace('.', '_')}")
+    return piece.module in names and piece.alpha in (None, f"{piece.module}.alpha")
+
+
+def read_change(piece: Piece, lora: Mapping[str, Tensor], x: str) -> Change:
+    """A piece with its tensors.
+
+    Raises:
+        ValueError: they do not fit each other, or there are further ones that are not read here.
+    """
+    further = [name for name in lora_names.FURTHER if f"{piece.module}.{name}" in lora]
+    if piece.up == f"{x}.diff":  # core takes it alone, whatever else there is
+        further.append("diff")
+    if further:
+        raise ValueError(
+            f"This LoRA has {piece.module}.{further[0]} beside matrices whose names only this pack reads, which "
+            "cannot be combined. Convert it to ComfyUI's names."
+        )
+    up, down = lora[piece.up], None if piece.down is None else lora[piece.down]
+    alpha = None if piece.alpha is None else lora[piece.alpha]
+    parts = [(up, piece.up_rows), *([] if down is None else [(down, piece.down_rows)])]
+    are_whole = all(matrix.ndim == 2 and matrix.shape[0] % rows.num_parts == 0 for matrix, rows in parts)
+    if not are_whole or (alpha is not None and alpha.numel() != 1):
+        raise ValueError(damaged(piece.module))
+    up, *downs = (chunk(matrix, rows, dim=0) for matrix, rows in parts)
+    if downs and up.shape[1] != downs[0].shape[0]:
+        raise ValueError(damaged(piece.module))
+    rank = 1 if piece.is_factor or down is None else down.shape[0]
+    return Change(piece.rows, 1.0 if alpha is None else float(alpha) / rank, downs[0] if downs else None, up)
+
+
+def damaged(module: str) -> str:
+    """The sentence for tensors that do not fit each other."""
+    return f"The tensors of this LoRA for {module} do not fit each other: the file is damaged, download it again."
 
 
 def chunk(x: Tensor, rows: Rows, dim: int) -> Tensor:
@@ -169,6 +202,11 @@ def report(lora: Mapping[str, Tensor], matched: set[str]) -> None:
     """
     concerned = [name for name in lora if not lora_names.is_for_text(name)]
     num_matched = sum(name in matched for name in concerned)
+    if concerned and not num_matched and any(map(lora_names.names_a_layer, concerned)):
+        raise ValueError(
+            "This LoRA is for layers that LongCat-Video has, but in a form that is not read, for example "
+            f"{concerned[0]}. Convert it to lora_down and lora_up."
+        )
     if concerned and not num_matched:
         raise ValueError(
             f"None of this LoRA's {len(concerned)} tensors is for LongCat-Video, for example {concerned[0]}. It was "

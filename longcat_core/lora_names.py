@@ -38,9 +38,10 @@ class Piece(NamedTuple):
     """A change of some rows of a layer's weight, `factor * up @ down`, or `factor * up` without a `down`.
 
     Tensors are given by name and by the rows of them to take. The factor is what `alpha` holds, divided by the rank
-    unless it `is_factor`, and 1 without one.
+    unless it `is_factor`, and 1 without one. `module` is the layer as the file names it.
     """
 
+    module: str
     rows: Rows
     up: str
     up_rows: Rows = Rows()
@@ -65,6 +66,8 @@ CONVENTIONS = (
     Convention("lora_B", "lora_A", "lora_alpha"),
     Convention("diff", None, None),
 )
+# What changes the meaning of a layer's matrices, and is not read here.
+FURTHER = ("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_mid.weight", "reshape_weight")
 OFFICIAL_PART = re.compile(r"(?P<module>.+)\.lora_up\.blocks\.(?P<index>\d+)\.weight")
 
 Index = Mapping[str, tuple[Piece, ...]]
@@ -89,7 +92,7 @@ def _whole(name: str, tensors: frozenset[str]) -> tuple[str, tuple[Piece, ...]] 
         down = convention.down and f"{module}.{convention.down}"
         if module != name and (down is None or down in tensors):
             alpha, is_factor = _alpha(module, convention, tensors)
-            return module, (Piece(Rows(), name, down=down, alpha=alpha, is_factor=is_factor),)
+            return module, (Piece(module, Rows(), name, down=down, alpha=alpha, is_factor=is_factor),)
     return None
 
 
@@ -102,7 +105,7 @@ def _official_parts(name: str, tensors: frozenset[str]) -> tuple[str, tuple[Piec
     ups = [f"{module}.lora_up.blocks.{index}.weight" for index in range(len(tensors))]
     ups = ups[: next(index for index, up in enumerate(ups) if up not in tensors)]
     return module, tuple(
-        Piece(rows, up, Rows(), f"{module}.lora_down.weight", rows, alpha, is_factor)
+        Piece(module, rows, up, Rows(), f"{module}.lora_down.weight", rows, alpha, is_factor)
         for rows, up in ((Rows(index, len(ups)), up) for index, up in enumerate(ups))
     )
 
@@ -152,6 +155,12 @@ def _cut(piece: Piece, rows: Rows) -> tuple[Piece, ...]:
 def names_of(piece: Piece) -> set[str]:
     """The tensors of a piece."""
     return {name for name in (piece.up, piece.down, piece.alpha) if name is not None}
+
+
+def names_a_layer(tensor: str) -> bool:
+    """Whether a tensor is of some layer of the network, in whatever form."""
+    parts = tensor.split(".")
+    return any(_layer(".".join(parts[:end])) for end in range(len(parts) - 1, 0, -1))
 
 
 def is_for_text(tensor: str) -> bool:

@@ -78,7 +78,7 @@ def ensure_host(packages: Sequence[str] = ()) -> Host:
     host = Host(comfyui=home / "comfyui", python=_interpreter(home / "venv"))
     if not _is_complete(home, host):
         home.parent.mkdir(parents=True, exist_ok=True)
-        with _exclusive(home.with_suffix(".lock")):
+        with exclusive(home.with_suffix(".lock")):
             if not _is_complete(home, host):
                 _build(home, host)
     return host
@@ -391,14 +391,14 @@ def _complaint(output: str) -> str:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the set-up lock. The operating system frees it when this process ends, however it ends."""
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file, waiting for it. The operating system frees it when this process ends, however it ends."""
     with path.open("a+", encoding="utf-8") as file:
         announced = False
         while not _try_lock(file.fileno()):
             if not announced:
                 file.seek(0)
-                _say(f"Waiting for another set-up (pid {file.read().strip() or 'unknown'}) ...")
+                _say(f"Waiting for another run (pid {file.read().strip() or 'unknown'}) ...")
                 announced = True
             time.sleep(0.5)
         file.truncate(0)

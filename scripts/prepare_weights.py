@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import json
 import shutil
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # an embedded Python does not do it
-from host import PACK, HostError, ensure_host, run_command, run_in_host
+from host import PACK, HostError, cache_root, ensure_host, exclusive, run_command, run_in_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -84,9 +85,17 @@ def main() -> int:
         return run_in_host(host, [__file__, *sys.argv[1:], "--hosted"])
     sys.path.append(str(PACK))  # last, or the pack's nodes/ would hide ComfyUI's
     try:
-        return prepare(options)
+        with exclusive(lock_of(options.dest)):
+            return prepare(options)
     except (ValueError, OSError) as error:
         raise HostError(str(error)) from error
+
+
+def lock_of(dest: Path) -> Path:
+    """The file that a run holds while it writes into a folder: two would write the same bytes into each other's way."""
+    folder = cache_root() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{hashlib.sha256(str(dest.resolve()).encode()).hexdigest()[:16]}.lock"
 
 
 def _options() -> argparse.Namespace:
@@ -160,7 +169,10 @@ def plan_work(source: Path, dest: Path, dtype: str, layout: str) -> Work:
     places = COMFY_PLACES if layout == COMFY else OFFICIAL_PLACES
     for part in find_parts(source):
         reader = Reader(part.files)
-        kind = kind_of(reader.tensors)
+        try:
+            kind = kind_of(reader.tensors)
+        except ValueError as error:
+            raise ValueError(f"{part.files[0]}: {error}") from error
         if kind is None:
             raise ValueError(f"{part.files[0]} holds another model: name {KNOWN}.")
         if kind == LORA and layout == OFFICIAL:

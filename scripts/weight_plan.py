@@ -23,7 +23,7 @@ RULES = "1"
 DIT, TEXT_ENCODER, VAE, LORA = "DiT", "text encoder", "VAE", "LoRA"
 COMFY_PLACES = {
     DIT: "diffusion_models/{name}_{dtype}.safetensors",
-    TEXT_ENCODER: "text_encoders/umt5_xxl_bf16.safetensors",
+    TEXT_ENCODER: "text_encoders/{name}_umt5_xxl_bf16.safetensors",
     VAE: "vae/{name}_vae.safetensors",
     LORA: "loras/{name}.safetensors",
 }
@@ -44,9 +44,15 @@ ADAPTER_EXCEPTIONS = ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora")
 
 
 def kind_of(tensors: Collection[str]) -> str | None:
-    """Which part of a model tensors are: DIT, TEXT_ENCODER, VAE, LORA, or None if they are something else."""
+    """Which part of a model tensors are: DIT, TEXT_ENCODER, VAE, LORA, or None if they are something else.
+
+    Raises:
+        ValueError: they are a text encoder or VAE in the form that would be written.
+    """
     if layouts.which_layout(_without_prefix(tensors).keys()):
         return DIT
+    if SPIECE in tensors or len(weights.DIFFUSERS_NAME.keys() & set(tensors)) > weights.NUM_VAE_TENSORS // 2:
+        raise ValueError("this is a file for ComfyUI's own loaders already: use it as it is.")
     if "encoder.final_layer_norm.weight" in tensors:
         return TEXT_ENCODER
     if len(weights.WAN_NAME.keys() & set(tensors)) > weights.NUM_VAE_TENSORS // 2:

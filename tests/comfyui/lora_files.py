@@ -96,6 +96,16 @@ def underscored(official: Mapping[str, Tensor]) -> StateDict:
     return lora
 
 
+def dotted(official: Mapping[str, Tensor]) -> StateDict:
+    """The official convention with ordinary dots."""
+    return {name.removeprefix(OFFICIAL_PREFIX).replace(OFFICIAL_DOT, "."): t for name, t in official.items()}
+
+
+def prefixed(lora: Mapping[str, Tensor], prefix: str = "diffusion_model.") -> StateDict:
+    """ComfyUI's prefix in front of another convention: names that core half knows."""
+    return {f"{prefix}{name}": tensor for name, tensor in lora.items()}
+
+
 CONVENTIONS: dict[str, Callable[[Mapping[str, Tensor]], StateDict]] = {
     "official": lambda official: dict(official),
     "kohya, split": kohya,
@@ -104,4 +114,6 @@ CONVENTIONS: dict[str, Callable[[Mapping[str, Tensor]], StateDict]] = {
     "PEFT, raw": lambda official: peft(official, "base_model.model.", ".default"),
     "PEFT, ComfyUI's names": lambda official: peft(official, "diffusion_model."),
     "kohya, underscores": underscored,
+    "official, dotted": lambda official: prefixed(dotted(official)),
+    "FastVideo, prefixed": lambda official: prefixed(fastvideo(official)),
 }

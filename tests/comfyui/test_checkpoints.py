@@ -8,6 +8,7 @@ import checkpoints
 import comfy.model_management
 import comfy.ops
 import comfy.sd
+import comfy.utils
 import folder_paths
 import pytest
 import safetensors.torch
@@ -225,6 +226,38 @@ def test_relatives_are_refused_by_name(official: StateDict) -> None:
     avatar = {**checkpoints.named(official, layouts.WAN), "blocks.0.audio_modulation.1.weight": torch.zeros(2)}
     with pytest.raises(ValueError, match="LongCat-Video-Avatar"):
         load_file(avatar)
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_quantised_model_saved_in_fp8_loads_again(official: StateDict, kind: str) -> None:
+    """Core rounds the layers that have no scale to plain fp8."""
+    with torch.inference_mode():
+        model = comfy.sd.load_diffusion_model_state_dict(
+            QUANTISED[kind][0](official), model_options={"dtype": torch.float8_e4m3fn}
+        )
+        saved = model.model.state_dict_for_saving(model.model.diffusion_model.state_dict())
+        again = comfy.sd.load_diffusion_model_state_dict(dict(saved))
+    assert error(forward(again), forward(model)) < 0.05
+
+
+def test_a_format_that_only_core_knows(official: StateDict) -> None:
+    mxfp8 = checkpoints.comfy_quantised(official, "mxfp8")
+    assert error(forward(load_file(mxfp8)), forward(load_file(official))) < 0.1
+
+
+def test_scaled_fp8_is_brought_to_core_s_form(official: StateDict) -> None:
+    """Byte for byte as core brings files with the marker, their inputs' scales included."""
+    weights = checkpoints.scaled_fp8(official)
+    for name in list(weights):
+        if name.endswith("scale_weight"):
+            weights[name.replace("scale_weight", "scale_input")] = torch.tensor(0.25)
+    by_core, _ = comfy.utils.convert_old_quants(dict(weights))
+    del weights["scaled_fp8"]
+    expected, found = dit_weights.read_weights(by_core), dit_weights.read_weights(weights)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name].float(), tensor.float()), name
 
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)

@@ -97,6 +97,8 @@ def test_each_is_one_sentence(damage: Damage, folder: Path, server: Any, said: C
         by_core = any(word in sentence for word in CORE_SAYS) and "LongCat-Video" not in sentence
         said["ComfyUI" if by_core else "this pack"] += 1
         assert by_core or "LongCat-Video" in sentence, sentence
+        assert "Traceback" not in sentence
+        assert len(sentence) < LONGEST_SENTENCE
     memory.append(psutil.Process(server.process.pid).memory_info().rss)
 
 

@@ -1,6 +1,7 @@
 """LoRA files of every convention through ComfyUI's own LoRA nodes, against the original and against each other."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,58 @@ def test_two_changes_of_one_layer_add_up() -> None:
     (found,) = comfy.lora.load_lora(lora, {f"diffusion_model.{key}": key for key in keys}).values()
     weight = found.calculate_weight(torch.zeros(512, 128), "key", 1.0, 1.0, None, lambda difference: difference)
     assert torch.equal(weight, torch.ones(512, 128) + torch.ones(512, 2) @ torch.eye(2, 128))
+
+
+def qkv(lora: Mapping[str, Tensor], layer: str, **further: Tensor) -> dict[str, Tensor]:
+    """A LoRA of one layer."""
+    return {f"{layer}.{name.replace('_weight', '.weight')}": tensor for name, tensor in (lora | further).items()}
+
+
+MATRICES = {"lora_down_weight": torch.randn(4, 128), "lora_up_weight": torch.randn(384, 4)}
+DORA = {"dora_scale": torch.rand(384, 1) + 0.5}
+
+
+def changed(lora: dict[str, Tensor], layout: str = layouts.OFFICIAL) -> Tensor:
+    """The output with a LoRA merged."""
+    with torch.inference_mode():
+        model, _ = comfy.sd.load_lora_for_models(network(CASES[0], layout), None, lora, 1.0, 0)
+    return forward(model, CASES[0])
+
+
+@pytest.mark.parametrize("prefix", ["lora_unet_blocks_0_attn_qkv", "diffusion_model.blocks.0.attn.qkv"])
+def test_what_core_reads_is_left_to_it(prefix: str) -> None:
+    """DoRA, which only core computes."""
+    assert not torch.allclose(changed(qkv(MATRICES, prefix, **DORA)), changed(qkv(MATRICES, prefix)), rtol=1e-3)
+
+
+def test_what_changes_the_meaning_is_refused_where_core_does_not_read_it() -> None:
+    with pytest.raises(ValueError, match=r"transformer\.blocks\.0\.attn\.qkv\.dora_scale beside matrices"):
+        changed(qkv(MATRICES, "transformer.blocks.0.attn.qkv", **DORA))
+
+
+def test_core_s_and_other_names_of_one_layer_add_up() -> None:
+    part = {"lora_down_weight": torch.randn(2, 128), "lora_up_weight": torch.randn(128, 2)}
+    native, foreign = "diffusion_model.blocks.0.attn.qkv", "diffusion_model.blocks.0.self_attn.q"
+    with torch.inference_mode():
+        model, _ = comfy.sd.load_lora_for_models(network(CASES[0]), None, qkv(MATRICES, native), 1.0, 0)
+        model, _ = comfy.sd.load_lora_for_models(model, None, qkv(part, foreign), 1.0, 0)
+    both = qkv(MATRICES, native) | qkv(part, foreign)
+    assert torch.allclose(changed(both), forward(model, CASES[0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lora", "layout", "said"),
+    [
+        (MATRICES | {"lora_up_weight": torch.ones(384, 3)}, layouts.OFFICIAL, "do not fit each other"),
+        (MATRICES | {"lora_up_weight": torch.ones(385, 4)}, layouts.WAN, "do not fit each other"),
+        (MATRICES | {"alpha": torch.ones(3)}, layouts.OFFICIAL, "do not fit each other"),
+        ({"diff_b": torch.ones(384)}, layouts.OFFICIAL, "in a form that is not read"),
+        ({"lokr_w1": torch.ones(4, 4)}, layouts.OFFICIAL, "in a form that is not read"),
+    ],
+)
+def test_tensors_that_cannot_be_read_are_a_sentence(lora: dict, layout: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        changed(qkv(lora, "transformer.blocks.0.attn.qkv"), layout)
 
 
 def test_other_families_are_left_alone() -> None:

@@ -31,7 +31,11 @@ from longcat_core.quantization import FP8, INT8, NVFP4
 SCRIPT = PACK / "scripts" / "prepare_weights.py"
 DIT = "dit/diffusion_pytorch_model.safetensors"
 FORMATS = {"bf16": None, "fp8": FP8, "int8": INT8, "nvfp4": NVFP4}
-COMFY_FILES = ("diffusion_models/longcat_video_{}", "text_encoders/umt5_xxl_bf16", "vae/longcat_video_vae")
+COMFY_FILES = (
+    "diffusion_models/longcat_video_{}",
+    "text_encoders/longcat_video_umt5_xxl_bf16",
+    "vae/longcat_video_vae",
+)
 OFFICIAL_FILES = (
     *("dit/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "vae/config.json"),
     *("dit/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"),
@@ -282,7 +286,7 @@ def test_an_embedding_of_two_names_is_written_once(tiny_model: Path, tmp_path: P
     tensors = load_file(file)
     save_file({**tensors, "encoder.embed_tokens.weight": tensors["shared.weight"].clone()}, file)
     prepare(model / "text_encoder", tmp_path / "dest")
-    written = load_file(tmp_path / "dest" / "text_encoders" / "umt5_xxl_bf16.safetensors")
+    written = load_file(tmp_path / "dest" / "text_encoders" / "longcat_video_umt5_xxl_bf16.safetensors")
     assert written.keys() == tensors.keys() | {"spiece_model"}
     save_file({**tensors, "encoder.embed_tokens.weight": tensors["shared.weight"] + 1}, file)
     with pytest.raises(ValueError, match="one embedding"):
@@ -373,10 +377,10 @@ def broken(official: StateDict, what: str) -> StateDict:
         del tensors["blocks.1.ffn.w2.weight"]
     elif what == "avatar":
         tensors["audio_proj.proj1.weight"] = torch.ones(1)
-    elif what == "nvfp4":
-        tensors["blocks.1.ffn.w2.comfy_quant"] = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
-    elif what == "settings":
-        tensors["blocks.1.ffn.w2.comfy_quant"] = torch.tensor(list(b"[1]"), dtype=torch.uint8)
+    elif what in ("nvfp4", "settings"):
+        tensors["blocks.1.ffn.w2.weight_scale"] = torch.ones(1)
+        noted = b'{"format": "nvfp4"}' if what == "nvfp4" else b"[1]"
+        tensors["blocks.1.ffn.w2.comfy_quant"] = torch.tensor(list(noted), dtype=torch.uint8)
     elif what == "other":
         tensors = {"conv.weight": torch.ones(1)}
     elif what == "two alphas":
@@ -444,6 +448,28 @@ def test_sources_and_folders_that_cannot_be_used(tiny_model: Path, tmp_path: Pat
     os.truncate(model / "vae" / "diffusion_pytorch_model.safetensors", 1000)
     refused(model / "vae", tmp_path / "dest", "damaged, incomplete")
     assert not (tmp_path / "dest").exists()
+
+
+def test_files_for_comfyui_are_no_sources(tiny_model: Path, tmp_path: Path) -> None:
+    prepare(tiny_model, tmp_path / "models")
+    for name in COMFY_FILES[1:]:
+        with pytest.raises(ValueError, match="is a file for ComfyUI's own loaders already"):
+            prepare(tmp_path / "models" / f"{name}.safetensors", tmp_path / "again")
+
+
+def test_two_runs_at_once_write_one_after_the_other(large: Path, converted: tuple, tmp_path: Path) -> None:
+    runs = [
+        subprocess.Popen(
+            command(large, tmp_path, "--dtype", "fp8"), env=environment(), stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [each.communicate()[1] for each in runs]
+    assert sorted(each.returncode for each in runs) == [0, 1]
+    assert "Waiting for another run (pid" in "".join(said)
+    assert "already there" in "".join(said)
+    name = Path("diffusion_models", "longcat_video_fp8.safetensors")
+    assert (tmp_path / name).read_bytes() == (converted[0] / name).read_bytes()
 
 
 def test_files_that_are_there_are_kept_without_force(tiny_model: Path, tmp_path: Path) -> None:
