@@ -1,13 +1,14 @@
 """One tab with ComfyUI's graph editor, driven as a user drives it."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
+from playwright.sync_api import TimeoutError as Timeout
 
 Json = dict[str, Any]
 
@@ -18,6 +19,8 @@ SEARCH_SPOT = (900, 700)  # pixels; nothing lies there in an empty workflow
 NODE_SPOT = (500, 300)  # apart from the other, or clicks on both could count as a double click
 START_TIMEOUT = 120_000  # milliseconds, as all of playwright's; a busy machine needs 10 s
 RUN_TIMEOUT = 120_000
+SEARCH_TIMEOUT = 8_000
+SEARCH_ATTEMPTS = 4
 
 READY = """() => window.app?.vueAppReady && Object.keys(LiteGraph.registered_node_types).length > 100
     && !document.querySelector('#splash-loader')"""
@@ -92,7 +95,7 @@ class Editor:
             self.page.keyboard.press("Escape")
         expect(dialogs).to_have_count(0)
 
-    @contextmanager
+    @contextlib.contextmanager
     def template_card(self, name: str) -> Iterator[Locator]:
         """The card of one of our workflows in the template browser, which is closed afterwards."""
         self.page.get_by_role("button", name="Templates").click()
@@ -148,8 +151,13 @@ class Editor:
 
     def search(self, words: str) -> Locator:
         """Double-click the canvas, type, and return the list of what is found, which may still fill."""
-        self.page.mouse.dblclick(*SEARCH_SPOT)
-        expect(self.page.get_by_role("dialog").get_by_role("combobox").first).to_be_focused()
+        box = self.page.get_by_role("dialog").get_by_role("combobox").first
+        for _ in range(SEARCH_ATTEMPTS):  # a busy editor loses clicks
+            self.page.mouse.dblclick(*SEARCH_SPOT)
+            with contextlib.suppress(Timeout):
+                box.wait_for(timeout=SEARCH_TIMEOUT)
+                break
+        expect(box).to_be_focused()
         self.page.keyboard.type(words)
         return self.page.get_by_test_id("result-item")
 
@@ -186,7 +194,7 @@ class Editor:
         self.page.screenshot(path=self.artifacts / f"{name}.png")
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_editor(browser: Browser, locale: str, address: str, artifacts: Path) -> Iterator[Editor]:
     """Open the editor of the server at ``address`` in a new window of a user with that locale, and wait for it."""
     with browser.new_context(viewport=VIEWPORT, locale=locale) as context:
