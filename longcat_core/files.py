@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .quantization import MARKER
 from .weights import wrong_names
 
 CONFIG = "config.json"
 WEIGHTS = "*.safetensors"
 INDEX = "*.safetensors.index.json"
-QUANT_MARKERS = frozenset({"scaled_fp8"})
 DOWNLOAD_HINT = "Download it again, for example from meituan-longcat/LongCat-Video, and compare the file sizes."
 
 
@@ -89,7 +89,7 @@ def check_names(component: Path, names: Iterable[str], expected: frozenset[str])
     """
     names = set(names)
     layers = {name.rpartition(".")[0] for name in expected}
-    unknown = {name for name in names - expected - QUANT_MARKERS if name.rpartition(".")[0] not in layers}
+    unknown = {name for name in names - expected - {MARKER} if name.rpartition(".")[0] not in layers}
     wrong = wrong_names(expected - names, unknown)
     if wrong:
         raise ValueError(f"{component}: of {len(expected)} expected tensors {wrong}. {DOWNLOAD_HINT}")
