@@ -2,13 +2,15 @@
 
 One list per resolution, all of about the same area; an image or video is stretched to the entry whose shape is
 nearest to its own. Source: meituan-longcat/LongCat-Video, `utils/bukcet_config.py` and `get_condition_shape`, for one
-device (sizes that are multiples of 32).
+device (sizes that are multiples of 32; of refined videos, which block-sparse attention cuts into chunks, of 64).
 """
 
 from typing import Literal, NamedTuple, get_args
 
 Resolution = Literal["480p", "720p"]
 RESOLUTIONS: tuple[Resolution, ...] = get_args(Resolution)
+RefinedResolution = Literal["720p refined"]
+REFINED: RefinedResolution = "720p refined"
 MAX_STRETCH = 1.25
 
 
@@ -29,7 +31,7 @@ class Size(NamedTuple):
         return max(ratio, 1 / ratio)
 
 
-BUCKETS: dict[Resolution, tuple[Size, ...]] = {
+BUCKETS: dict[Resolution | RefinedResolution, tuple[Size, ...]] = {
     "480p": tuple(
         Size(height, width)
         for height, width in (
@@ -48,10 +50,18 @@ BUCKETS: dict[Resolution, tuple[Size, ...]] = {
             *((1536, 608), (1632, 576), (1664, 544), (1696, 544), (1856, 512), (1888, 480), (1920, 480)),
         )
     ),
+    REFINED: tuple(
+        Size(height, width)
+        for height, width in (
+            *((448, 2048), (512, 1792), (576, 1600), (640, 1408), (704, 1280), (768, 1216), (832, 1088), (896, 1024)),
+            *((960, 960), (1024, 896), (1088, 832), (1152, 768), (1216, 768), (1280, 704), (1344, 704), (1408, 640)),
+            *((1472, 640), (1536, 576), (1664, 576), (1856, 512), (1920, 512)),
+        )
+    ),
 }
 
 
-def nearest(resolution: Resolution, source: Size) -> Size:
+def nearest(resolution: Resolution | RefinedResolution, source: Size) -> Size:
     """The trained size of a resolution whose shape is nearest to that of `source`.
 
     Raises:

@@ -62,10 +62,16 @@ def is_waiting(samples: Tensor) -> bool:
 
 def with_condition(condition: Tensor, shape: LatentShape) -> dict[str, Any]:
     """A LATENT of `shape` whose first frames are `condition` `[B, 16, t, H, W]`, as the VAE or a sampler gave it."""
-    waiting = waiting_latent(shape, condition.device)[:, :, condition.shape[2] :].to(condition.dtype)
-    samples = torch.cat([condition, waiting.expand(condition.shape[0], -1, -1, -1, -1)], dim=2)
-    mask = torch.ones(condition.shape[0], 1, *shape, device=condition.device)
-    mask[:, :, : condition.shape[2]] = 0
+    waiting = waiting_latent(shape, condition.device).to(condition.dtype)
+    return beginning_with(condition, waiting.expand(condition.shape[0], -1, -1, -1, -1))
+
+
+def beginning_with(condition: Tensor, samples: Tensor) -> dict[str, Any]:
+    """A LATENT like `samples` `[B, 16, T, H, W]` whose first frames are given: `condition` `[B, 16, t, H, W]`."""
+    num_cond_latents = condition.shape[2]
+    mask = torch.ones(samples.shape[0], 1, *samples.shape[2:], device=condition.device)
+    mask[:, :, :num_cond_latents] = 0
+    samples = torch.cat([condition, samples[:, :, num_cond_latents:]], dim=2)
     return {"samples": samples, "noise_mask": mask, "downscale_ratio_spacial": SPATIAL_SCALE}
 
 

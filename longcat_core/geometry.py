@@ -42,8 +42,13 @@ LENGTH_GRID = SizeGrid(TEMPORAL_SCALE, 1, f"{TEMPORAL_SCALE}n+1")
 
 
 def latent_frames(num_frames: int) -> int:
-    """Latent frames of `num_frames` = 4n+1 video frames: the first frame alone, then one for every four."""
-    return (num_frames - 1) // TEMPORAL_SCALE + 1
+    """Latent frames that hold `num_frames` video frames: the first frame alone, then one for every four or fewer."""
+    return 1 + -(-(num_frames - 1) // TEMPORAL_SCALE)
+
+
+def video_frames(num_latents: int) -> int:
+    """Video frames that `num_latents` latent frames are decoded to."""
+    return 1 + (num_latents - 1) * TEMPORAL_SCALE
 
 
 class TokenGrid(NamedTuple):
@@ -77,9 +82,7 @@ class LatentShape(NamedTuple):
 
     def pixels(self) -> "PixelShape":
         """Pixel shape that the VAE decodes this latent to."""
-        return PixelShape(
-            TEMPORAL_SCALE * (self.frames - 1) + 1, SPATIAL_SCALE * self.height, SPATIAL_SCALE * self.width
-        )
+        return PixelShape(video_frames(self.frames), SPATIAL_SCALE * self.height, SPATIAL_SCALE * self.width)
 
 
 class PixelShape(NamedTuple):

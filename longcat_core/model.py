@@ -34,6 +34,8 @@ from torch import Tensor, nn
 from . import rope
 from .geometry import LATENT_CHANNELS, PATCH_SIZE, LatentShape, TokenGrid
 from .kv_cache import KV_EXCHANGE, KVCache
+from .spans import by_spans
+from .sparse_attention import BLOCK_SPARSE
 
 NORM_EPS = 1e-6
 TEXT_MASK = "longcat_text_mask"
@@ -151,11 +153,19 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope_freqs: Tensor, num_cond_tokens: int, transformer_options: dict) -> Tensor:
         """`[B, N, C] -> [B, N, C]`; the first `num_cond_tokens` tokens see only each other."""
+        return self.proj(self.attended(x, rope_freqs, num_cond_tokens, transformer_options))
+
+    def attended(self, x: Tensor, rope_freqs: Tensor, num_cond_tokens: int, transformer_options: dict) -> Tensor:
+        """What the tokens take from each other, before the last projection; arguments as `forward`'s."""
+        q, k, v = by_spans(self.rotated, x, rope_freqs.transpose(1, 2), out_dim=3)
+        k, v = with_cached_condition(k, v, transformer_options)
+        return prefix_causal_attention(q, k, v, num_cond_tokens, transformer_options)
+
+    def rotated(self, x: Tensor, rope_freqs: Tensor) -> Tensor:
+        """Tokens `[B, N, C]`, rotations `[1, N, 1, ...]` to queries, keys and values `[3, B, heads, N, head_dim]`."""
         projected = [getattr(self, name)(x) for name in self.projections]
         q, k, v = split_heads(projected, self.num_heads, self.head_dim)
-        q, k = apply_rope(self.q_norm(q), self.k_norm(k), rope_freqs)
-        k, v = with_cached_condition(k, v, transformer_options)
-        return self.proj(prefix_causal_attention(q, k, v, num_cond_tokens, transformer_options))
+        return torch.stack([*apply_rope(self.q_norm(q), self.k_norm(k), rope_freqs.transpose(1, 2)), v])
 
 
 def with_cached_condition(k: Tensor, v: Tensor, transformer_options: dict) -> tuple[Tensor, Tensor]:
@@ -175,12 +185,30 @@ def prefix_causal_attention(q: Tensor, k: Tensor, v: Tensor, num_prefix: int, tr
     Returns:
         `[B, N, heads * head_dim]`.
     """
-    n, heads, options = num_prefix, q.shape[1], {"skip_reshape": True, "transformer_options": transformer_options}
+    n = num_prefix
     if n in (0, q.shape[2]):
-        return optimized_attention(q, k, v, heads, **options)
-    prefix = optimized_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], heads, **options)
-    rest = optimized_attention(q[:, :, n:], k, v, heads, **options)
+        return video_attention(q, k, v, transformer_options)
+    prefix = video_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], transformer_options)
+    rest = video_attention(q[:, :, n:], k, v, transformer_options)
     return torch.cat([prefix, rest], dim=1)
+
+
+def video_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
+    """Attention over whole latent frames, block-sparse if the options ask for it and the keys are a video's.
+
+    Keys of a single latent frame are attended densely, as the reference does for images.
+
+    Args:
+        q: `[B, heads, n, head_dim]`.
+        k, v: `[B, heads, m, head_dim]`.
+
+    Returns:
+        `[B, n, heads * head_dim]`.
+    """
+    sparse = transformer_options.get(BLOCK_SPARSE)
+    if sparse and k.shape[2] > transformer_options["grid_sizes"].tokens_per_frame:
+        return sparse(q, k, v, transformer_options["grid_sizes"]).transpose(1, 2).flatten(2)
+    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options)
 
 
 class CrossAttention(nn.Module):
@@ -264,13 +292,21 @@ class Block(nn.Module):
     ) -> Tensor:
         """Tokens `[B, N, C]`, text `[B, M, C]`, fp32 timestep embedding `[B, T, adaln_dim]` to tokens `[B, N, C]`."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(t_emb)
-        h = modulate(x, shift_msa, scale_msa)
-        x = gated_residual(x, gate_msa, self.attn(h, rope_freqs, num_cond_tokens, transformer_options))
+        h = self.attn(by_spans(modulate, x, shift_msa, scale_msa), rope_freqs, num_cond_tokens, transformer_options)
+        x = by_spans(gated_residual, x, gate_msa, h)
         if x.shape[1] > num_cond_tokens:
-            text = self.cross_attn(self.pre_crs_attn_norm(x[:, num_cond_tokens:]), context, transformer_options)
-            x = x + nn.functional.pad(text, (0, 0, num_cond_tokens, 0))
-        h = modulate(x, shift_mlp, scale_mlp)
-        return gated_residual(x, gate_mlp, self.ffn(h))
+            cond, noise = x[:, :num_cond_tokens], x[:, num_cond_tokens:]
+            noise = by_spans(lambda x: self.see_text(x, context, transformer_options), noise)
+            x = torch.cat([cond, noise], dim=1)
+        return by_spans(self.feed_forward, x, shift_mlp, scale_mlp, gate_mlp)
+
+    def see_text(self, x: Tensor, context: Tensor, transformer_options: dict) -> Tensor:
+        """Tokens `[B, N, C]` and what they take from the text `[B, M, C]`."""
+        return x + self.cross_attn(self.pre_crs_attn_norm(x), context, transformer_options)
+
+    def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """Tokens `[B, N, C]` through the modulated feed-forward network; modulation as in `modulate`."""
+        return gated_residual(x, gate, self.ffn(modulate(x, shift, scale)))
 
 
 class FinalLayer(nn.Module):
@@ -284,7 +320,7 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
         """`[B, N, C] -> fp32 [B, N, patch volume * out_channels]`."""
         shift, scale = self.adaLN_modulation(t_emb)
-        return self.linear(modulate(x.float(), shift, scale))
+        return by_spans(lambda x, *modulation: self.linear(modulate(x.float(), *modulation)), x, shift, scale)
 
 
 class LongCatVideoTransformer(nn.Module):

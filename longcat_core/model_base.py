@@ -7,13 +7,16 @@ from typing import Any
 
 import comfy.conds
 import comfy.model_base
+import comfy.model_management
 import torch
 from torch import Tensor
 
 from .condition import leading_clean_frames, leading_window_frames
+from .geometry import LatentShape
 from .kv_cache import KVCache
 from .lora import stack_bypassed
 from .model import LongCatVideoTransformer
+from .spans import activation_bytes
 from .text import fixed_length
 
 
@@ -35,9 +38,18 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         self.kv_cache: KVCache | None = None
 
     def memory_required(self, input_shape: list[int], cond_shapes: dict[str, Any] = {}) -> float:  # noqa: B006 - core's signature
-        """Bytes that ComfyUI keeps free for a call, with those that a cache of this run will take."""
+        """Bytes that ComfyUI keeps free for a call, with those that a cache of this run will take.
+
+        Core's own estimate stands where attention may keep scores.
+        """
         reserved = self.kv_cache.bytes_to_come if self.kv_cache else 0
-        return super().memory_required(input_shape, cond_shapes=cond_shapes) + reserved
+        mm = comfy.model_management
+        if not (mm.xformers_enabled() or mm.pytorch_attention_flash_attention()):
+            return super().memory_required(input_shape, cond_shapes=cond_shapes) + reserved
+        grid = LatentShape(*input_shape[2:]).grid(self.diffusion_model.patch_size)
+        itemsize = self.get_dtype_inference().itemsize
+        num_tokens = input_shape[0] * grid.num_tokens
+        return activation_bytes(num_tokens, self.diffusion_model.hidden_size, itemsize) + reserved
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Text and condition frames for the network, and its LoRAs as the graph has them.

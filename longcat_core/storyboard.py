@@ -26,7 +26,10 @@ STORYBOARD_MODES: tuple[Mode, ...] = ("enhance_hf", "base", "distill")
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 FINGERPRINT_DIGITS = 12
 METADATA = "longcat_fingerprint"
-SAME_RESULT = {"LongCatKVCache": {"policy"}}  # inputs of nodes that decide how, not what
+SAME_RESULT = {
+    "LongCatKVCache": {"policy"},
+    "LongCatBlockSparseAttention": {"backend"},
+}  # inputs of nodes that decide how, not what
 FILE_VERSION = 1  # raise when the same inputs give other segments than before
 
 

@@ -61,6 +61,7 @@ class Network:
     def __init__(self, config: dict, state: dict, dtype: torch.dtype, operations: Any) -> None:
         self.config, self.state = config, state
         self.module = build_network(config, state, dtype, operations)
+        self.transformer_options: dict[str, Any] = {}
 
     def __call__(
         self,
@@ -80,7 +81,7 @@ class Network:
             return self.behind(kv_cache, hidden_states, timestep, text, mask)
         if return_kv:
             num_cond_latents = hidden_states.shape[2]
-        out = -self.module(hidden_states, timestep, text[:, 0], mask, num_cond_latents=num_cond_latents)
+        out = -self.module(hidden_states, timestep, text[:, 0], mask, num_cond_latents, self.transformer_options)
         return (out, self.cached(hidden_states, text)) if return_kv else out
 
     def cached(self, condition: Tensor, text: Tensor) -> tuple[CachedCondition, ...]:
@@ -110,7 +111,8 @@ class Network:
             torch.nn.functional.pad(timestep, (num_cond_latents, 0)),
             text[:, 0],
             mask,
-            num_cond_latents=num_cond_latents,
+            num_cond_latents,
+            self.transformer_options,
             kv_cache=row.cache,
         )
         assert not row.cache.said, f"the cache was built again or not used: {row.cache.said}"

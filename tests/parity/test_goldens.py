@@ -18,13 +18,17 @@ from goldens import (
     relative_l2,
 )
 from network import Network
-from refine_inputs import padding, refine_start
+from refine_inputs import refine_frames, refine_start
+from torch import Tensor
 from toy import ToyNetwork
 
-from longcat_core.geometry import latent_frames
+from longcat_core.chunks import Chunking
+from longcat_core.geometry import TokenGrid, latent_frames
+from longcat_core.sparse_attention import BLOCK_SPARSE, Backend, BlockSparse, block_sparse_attention
 
 # Without dit_return_kv: condition frames that are cached and see the text, which no pipeline of the original does.
 NETWORK_CASES = [case for name in ("dit_t2v", "dit_i2v", "dit_vc") for case in cases(name, ("dit",))]
+BACKENDS = ("flex", "gather")
 PIECES = tuple({case.spec["kind"] for case in cases("pieces")})
 OPERATIONS = {"disable_weight_init": comfy.ops.disable_weight_init, "manual_cast": comfy.ops.manual_cast}
 
@@ -119,6 +123,47 @@ def test_cache_changes_nothing(case: Case) -> None:
     assert relative_l2(behind, whole) <= case.noise("out")["rel_l2"]
 
 
+@each(cases("bsa", ("bsa",)))
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_block_sparse_attention(case: Case, backend: Backend, worst: dict) -> None:
+    """Where the original keeps no block its output is 0; the pack then keeps the best one."""
+    i, a = case.inputs(), case.args
+    q, k, v = i["q"], i["k"], i["v"]
+    sizes = [a[name] for name in ("latent_shape_q", "latent_shape_k", "chunk_3d_shape_q", "chunk_3d_shape_k")]
+    out = block_sparse_attention(q, k, v, *sizes, a["sparsity"], a["cdf_threshold"], backend)
+    queries, keys = (Chunking(TokenGrid(*grid), TokenGrid(*chunk)) for grid, chunk in (sizes[::2], sizes[1::2]))
+    mask = case.output("block_mask").bool()
+    has_blocks = queries.join(mask.any(-1)[..., None, None].expand(-1, -1, -1, queries.chunk.num_tokens, 1))
+    multiple = assert_fp32(out * has_blocks, case.output("out"), case.noise("out"))
+    note(worst, f"fp32 block-sparse ({backend})", multiple, case)
+
+    best = case.output("block_score").argmax(-1, keepdim=True)
+    seen = torch.where(mask.any(-1, keepdim=True), mask, torch.zeros_like(mask).scatter(-1, best, 1))
+    dense = dense_attention(*map(queries.split, (q,)), *map(keys.split, (k, v)), seen)
+    assert_fp32(out, queries.join(dense), case.noise("out"))
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Chunks `[B, heads, chunks, tokens, D]` attending to the chunks `seen` `[B, heads, chunks, chunks]`, by a mask."""
+    mask = seen.repeat_interleave(q.shape[3], 2).repeat_interleave(k.shape[3], 3)
+    flat = [x.flatten(2, 3) for x in (q, k, v)]
+    return torch.nn.functional.scaled_dot_product_attention(*flat, attn_mask=mask).view_as(q)
+
+
+@each(cases("bsa", ("dit",)))
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_network_with_block_sparse_attention(case: Case, backend: Backend, worst: dict) -> None:
+    params = case.config["bsa_params"]
+    sparse = BlockSparse(params["sparsity"], None, TokenGrid(*params["chunk_3d_shape_q"]), backend)
+    network = Adapter().dit(case.config, case.state, case.dtype, [])
+    network.transformer_options = {BLOCK_SPARSE: sparse}
+    out = call(network, case, num_cond_latents=case.args["num_cond_latents"])
+    multiple = assert_fp32(out, case.output("out"), case.noise("out"))
+    note(worst, f"fp32 block-sparse ({backend})", multiple, case)
+
+
 @each(cases("pieces", PIECES))
 @torch.no_grad()
 def test_piece(case: Case, worst: dict) -> None:
@@ -155,9 +200,8 @@ def test_refine_inputs(case: Case) -> None:
     i, a = case.inputs(), case.args
     latents, num_cond_latents = refine_start(i, a)
     assert_fp32(latents, case.output("latents_in"), EXACT)
-    num_frames = len(i["stage1_video"]) * (1 if a.get("spatial_refine_only") else 2)
-    assert padding(num_frames, a.get("num_cond_frames", 0)).front == a["num_cond_frames_added"]
-    assert num_cond_latents == latent_frames(a["num_cond_frames_padded"])
+    assert refine_frames(i, a).front == a["num_cond_frames_added"]
+    assert num_cond_latents == (latent_frames(a["num_cond_frames_padded"]) if a["num_cond_frames_padded"] else 0)
 
 
 @each(cases("samplers", ("sampler",)))

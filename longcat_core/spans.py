@@ -1,0 +1,61 @@
+"""Stages of the network on a few latent frames at a time, so that what they compute in between stays small.
+
+Most of a block treats every token on its own: the modulation in fp32, the feed-forward network nearly three times as
+wide as the tokens, the projections of attention. Above `MAX_SPAN_TOKENS` these run span by span; the result is the
+same, and of the intermediates of a stage there is never more than one span's.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+MAX_SPAN_TOKENS = 16384
+# Of all tokens at once: the tokens, modulated ones, queries, keys, values, what they attended to, and two for kernels
+# and caches that make copies. Of the tokens of a span: what the projections, norms and rotations make in between.
+RESIDENT_COPIES = 8
+PASSING_COPIES = 16
+
+
+def by_spans(stage: Callable[..., Tensor], *inputs: Tensor, out_dim: int = 1) -> Tensor:
+    """`stage(*inputs)`, span by span along the frames if there are many tokens.
+
+    Args:
+        stage: treats every token, or every token and the modulation of its frame, on its own.
+        inputs: along dimension 1 tokens or latent frames, each frame having the same number of tokens.
+        out_dim: dimension of the result that its tokens are in.
+    """
+    num_tokens = max(x.shape[1] for x in inputs)
+    step = span_units(inputs)
+    units = min(x.shape[1] for x in inputs)
+    if step >= units:
+        return stage(*inputs)
+    out, done = None, 0
+    for start in range(0, units, step):
+        part = stage(*(x[:, start * x.shape[1] // units : (start + step) * x.shape[1] // units] for x in inputs))
+        if out is None:
+            shape = list(part.shape)
+            shape[out_dim] = num_tokens
+            out = part.new_empty(shape)
+        out.narrow(out_dim, done, part.shape[out_dim]).copy_(part)
+        done += part.shape[out_dim]
+    assert out is not None
+    return out
+
+
+def span_units(inputs: tuple[Tensor, ...]) -> int:
+    """Frames (tokens, if all inputs are tokens) of one span: spans are of about the same size, none above the limit."""
+    tokens = max(x.shape[0] for x in inputs) * max(x.shape[1] for x in inputs)
+    num_spans = -(-tokens // MAX_SPAN_TOKENS)
+    return -(-min(x.shape[1] for x in inputs) // num_spans)
+
+
+def activation_bytes(num_tokens: int, hidden_size: int, itemsize: int) -> int:
+    """Bytes that a call of the network needs besides its weights, at the most, with an attention that keeps no scores.
+
+    Args:
+        num_tokens: of all videos of the batch.
+        hidden_size: of the network.
+        itemsize: bytes per value of the compute dtype.
+    """
+    copies = RESIDENT_COPIES * num_tokens + PASSING_COPIES * min(num_tokens, MAX_SPAN_TOKENS)
+    return copies * hidden_size * itemsize
