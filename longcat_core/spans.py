@@ -13,7 +13,7 @@ MAX_SPAN_TOKENS = 16384
 # Of all tokens at once: the tokens, modulated ones, queries, keys, values, what they attended to, and two for kernels
 # and caches that make copies. Of the tokens of a span: what the projections, norms and rotations make in between.
 RESIDENT_COPIES = 8
-PASSING_COPIES = 16
+PASSING_COPIES = 8
 
 
 def by_spans(stage: Callable[..., Tensor], *inputs: Tensor, out_dim: int = 1) -> Tensor:
@@ -31,7 +31,7 @@ def by_spans(stage: Callable[..., Tensor], *inputs: Tensor, out_dim: int = 1) ->
         return stage(*inputs)
     out, done = None, 0
     for start in range(0, units, step):
-        part = stage(*(x[:, start * x.shape[1] // units : (start + step) * x.shape[1] // units] for x in inputs))
+        part = stage(*(span_of(x, start, start + step, units) for x in inputs))
         if out is None:
             shape = list(part.shape)
             shape[out_dim] = num_tokens
@@ -40,6 +40,11 @@ def by_spans(stage: Callable[..., Tensor], *inputs: Tensor, out_dim: int = 1) ->
         done += part.shape[out_dim]
     assert out is not None
     return out
+
+
+def span_of(x: Tensor, start: int, end: int, units: int) -> Tensor:
+    """The part of dimension 1 from frame `start` to frame `end` of `units`, contiguous as the whole is."""
+    return x[:, start * x.shape[1] // units : end * x.shape[1] // units].contiguous()
 
 
 def span_units(inputs: tuple[Tensor, ...]) -> int:

@@ -136,10 +136,13 @@ def check_chunking(name: str, num_tokens: int, chunking: Chunking) -> None:
 
 
 def head_groups(q: Tensor, k: Tensor) -> list[slice]:
-    """Heads to compute at once, so that the copies of their queries, keys, values and output fit `GROUP_BYTES`."""
+    """Heads to compute at once, so that the copies of their queries, keys, values and output fit `GROUP_BYTES`.
+
+    All groups are of one size, for which a kernel is compiled once.
+    """
     heads = q.shape[1]
     head_bytes = 2 * (q.numel() + k.numel()) // heads * q.element_size()
-    step = max(1, min(heads, GROUP_BYTES // head_bytes))
+    step = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= max(1, GROUP_BYTES // head_bytes))
     return [slice(start, start + step) for start in range(0, heads, step)]
 
 
@@ -201,7 +204,7 @@ def attend_flex(q: Tensor, k: Tensor, v: Tensor, kept: Kept, real_k: Tensor | No
     )
     tiles = {"BLOCK_M": tile(tokens_q), "BLOCK_N": tile(tokens_k)} if q.is_cuda else {}
     flat = [x.flatten(2, 3) for x in (q, k, v)]
-    return compiled_flex()(*flat, block_mask=mask, kernel_options=tiles).view_as(q)
+    return compiled_flex(q.device.type)(*flat, block_mask=mask, kernel_options=tiles).view_as(q)
 
 
 def is_real(real: Tensor) -> Callable[..., Tensor]:
@@ -215,11 +218,14 @@ def tile(chunk_tokens: int) -> int:
 
 
 @functools.cache
-def compiled_flex() -> Callable[..., Any]:
-    """flex_attention, compiled: not compiled it ignores which chunks are kept."""
+def compiled_flex(device_type: str) -> Callable[..., Any]:
+    """flex_attention, compiled as a whole or not at all: what runs uncompiled ignores which chunks are kept.
+
+    For CPUs PyTorch 2.13 writes code that does not compile when sizes are variables.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, fullgraph=True, dynamic=False if device_type == "cpu" else None)
 
 
 def find_backend(backend: Backend, q: Tensor, chunk_tokens_q: int, chunk_tokens_k: int) -> Attend:

@@ -6,9 +6,11 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from ..longcat_core import detection
-from .acceleration import LongCatKVCache
+from .acceleration import LongCatBlockSparseAttention, LongCatKVCache
 from .latents import LongCatContinueLatent, LongCatLatent
 from .loaders import MODELS_FOLDER, LongCatLoader
+from .refine import LongCatRefineLatent
+from .refine_video import LongCatRefineVideo
 from .sampling import LongCatCFGZero, LongCatSampler, LongCatSigmas
 from .storyboard import LongCatStoryboard
 from .text import LongCatTextEncode
@@ -19,13 +21,16 @@ NODES: list[type[io.ComfyNode]] = [
     LongCatTextEncode,
     LongCatLatent,
     LongCatContinueLatent,
+    LongCatRefineLatent,
     LongCatSigmas,
     LongCatCFGZero,
     LongCatKVCache,
+    LongCatBlockSparseAttention,
     LongCatSampler,
     LongCatDecode,
     LongCatJoin,
     LongCatStoryboard,
+    LongCatRefineVideo,
 ]
 
 

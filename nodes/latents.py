@@ -18,8 +18,8 @@ from ..longcat_core.geometry import (
     TEMPORAL_SCALE,
     LatentShape,
     PixelShape,
-    latent_frames,
 )
+from ..longcat_core.refine import SHOWN_FRAMES
 from .validation import check_inputs, check_latent, check_when_run, rgb
 
 CUSTOM = "custom"
@@ -64,25 +64,34 @@ def frame_size(size: Any, width: int, height: int, frames: Tensor | None) -> buc
     return buckets.nearest(size, asked if frames is None else buckets.Size(*frames.shape[1:3]))
 
 
-def encoded(vae: Any, frames: Tensor, num_cond_frames: int, target: buckets.Size, size: str, length: int) -> dict:
-    """A LATENT that begins with the end of a video `[F, H, W, C]`, or with an image.
+def encoded(vae: Any, frames: Tensor) -> Tensor:
+    """Frames `[F, H, W, 3]`, 4n+1 of them, as a latent `[1, 16, n+1, H/8, W/8]`.
 
     Raises:
-        ValueError: no VAE or another model's, or as `condition.given_frames` and `video_shape`.
+        ValueError: the VAE is missing, or another model's.
     """
     if vae is None:
         raise ValueError("The given frames must be encoded, but no VAE is connected: connect the model's VAE.")
-    shape = video_shape(target.width, target.height, length)
-    given = rgb(condition.given_frames(frames, num_cond_frames, length))
-    fitted = condition.filled(given, target) if size == CUSTOM else condition.stretched(given, target)
-    latents = vae.encode(fitted).to(comfy.model_management.intermediate_device())
-    expected = (1, LATENT_CHANNELS, *shape._replace(frames=latent_frames(len(fitted))))
+    latents = vae.encode(frames).to(comfy.model_management.intermediate_device())
+    expected = (1, LATENT_CHANNELS, *PixelShape(*frames.shape[:3]).latent())
     if tuple(latents.shape) != expected:
         raise ValueError(
             f"The connected VAE encodes the frames to shape {tuple(latents.shape)}, LongCat-Video needs {expected}: it "
             f"is not the Wan 2.1 VAE. Take VAE from LongCat Loader, or Load VAE with wan_2.1_vae."
         )
-    return condition.with_condition(latents, shape)
+    return latents
+
+
+def continuing(vae: Any, frames: Tensor, num_cond_frames: int, target: buckets.Size, size: str, length: int) -> dict:
+    """A LATENT that begins with the end of a video `[F, H, W, C]`, or with an image.
+
+    Raises:
+        ValueError: as `encoded`, `condition.given_frames` and `video_shape`.
+    """
+    shape = video_shape(target.width, target.height, length)
+    given = rgb(condition.given_frames(frames, num_cond_frames, length))
+    fitted = condition.filled(given, target) if size == CUSTOM else condition.stretched(given, target)
+    return condition.with_condition(encoded(vae, fitted), shape)
 
 
 def frame_inputs() -> list[io.Int.Input]:
@@ -181,7 +190,7 @@ class LongCatLatent(io.ComfyNode):
             device = comfy.model_management.intermediate_device()
             samples = torch.zeros([batch_size, LATENT_CHANNELS, *shape], device=device)
             return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": SPATIAL_SCALE})
-        latent = encoded(vae, frames, num_cond_frames, target, size, length)
+        latent = continuing(vae, frames, num_cond_frames, target, size, length)
         return io.NodeOutput(nodes.RepeatLatentBatch().repeat(latent, batch_size)[0])
 
 
@@ -232,5 +241,10 @@ class LongCatContinueLatent(io.ComfyNode):
     def execute(cls, latent: dict[str, Any], length: int, num_cond_frames: int) -> io.NodeOutput:
         """Cut the end off and put it in front."""
         check_latent(latent["samples"])
+        if SHOWN_FRAMES in latent:
+            raise ValueError(
+                "The latent is a refined video, which ends with padding. Continue the video before it is refined; to "
+                "refine the next segment, connect the frames of this one to LongCat Refine Latent (condition_frames)."
+            )
         check_when_run(cls, check_continuation, length=length, num_cond_frames=num_cond_frames)
         return io.NodeOutput(condition.continued(latent["samples"], length, num_cond_frames))

@@ -24,9 +24,11 @@ def model_sigmas(model: Any, steps: int, mode: schedule.Mode, threshold: float) 
     return schedule.sigmas(mode, steps, detection.flow_shift(model.get_model_object("model_sampling")), threshold)
 
 
-def check_schedule(steps: int = 1, mode: schedule.Mode = "base") -> None:
+def check_schedule(
+    steps: int = 1, mode: schedule.Mode = "base", threshold: float = schedule.DEFAULT_REFINE_THRESHOLD
+) -> None:
     """Raise ValueError if there is no such schedule."""
-    schedule.sigmas(mode, steps)
+    schedule.sigmas(mode, steps, threshold=threshold)
 
 
 def cfg_zero_hook(args: dict[str, Any]) -> torch.Tensor:
@@ -46,6 +48,20 @@ def with_cfg_zero(model: Any) -> Any:
     return model
 
 
+def threshold_input() -> io.Float.Input:
+    """The input `threshold` of a node with schedules."""
+    return io.Float.Input(
+        "threshold",
+        default=schedule.DEFAULT_REFINE_THRESHOLD,
+        min=0.01,
+        max=0.99,
+        step=0.01,
+        optional=True,
+        advanced=True,
+        tooltip="Only for refine: the noise level (0..1) that it starts from; 0.5 in the reference.",
+    )
+
+
 class LongCatSigmas(io.ComfyNode):
     """MODEL, steps, mode -> SIGMAS."""
 
@@ -63,16 +79,7 @@ class LongCatSigmas(io.ComfyNode):
                 io.Model.Input("model", tooltip="Gives the shift."),
                 io.Int.Input("steps", default=50, min=1, max=1000, tooltip="50 for base, 16 for distill (at most 50)."),
                 io.Combo.Input("mode", options=list(schedule.MODES), default="base", tooltip=MODE_TOOLTIP),
-                io.Float.Input(
-                    "threshold",
-                    default=schedule.DEFAULT_REFINE_THRESHOLD,
-                    min=0.01,
-                    max=0.99,
-                    step=0.01,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Only for refine: the noise level (0..1) that it starts from; 0.5 in the reference.",
-                ),
+                threshold_input(),
             ],
             outputs=[
                 io.Sigmas.Output(tooltip="Noise levels from 1 (refine: threshold) to 0, one more than model calls.")
@@ -80,9 +87,11 @@ class LongCatSigmas(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int | None = None, mode: schedule.Mode | None = None) -> bool | str:
+    def validate_inputs(
+        cls, steps: int | None = None, mode: schedule.Mode | None = None, threshold: float | None = None
+    ) -> bool | str:
         """Refuse a schedule that does not exist before anything runs."""
-        return check_inputs(cls, check_schedule, steps=steps, mode=mode)
+        return check_inputs(cls, check_schedule, steps=steps, mode=mode, threshold=threshold)
 
     @classmethod
     def execute(
@@ -133,7 +142,7 @@ class LongCatSampler(io.ComfyNode):
                 io.Model.Input("model", tooltip="LongCat-Video."),
                 io.Conditioning.Input("positive", tooltip="What the video should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show; ignored at cfg 1."),
-                io.Latent.Input("latent", tooltip="From LongCat Latent."),
+                io.Latent.Input("latent", tooltip="From LongCat Latent, or for refine from LongCat Refine Latent."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -142,7 +151,13 @@ class LongCatSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="The noise that the video is made from.",
                 ),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="50 for base, 16 for distill (at most 50)."),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    tooltip="50; 16 for distill (at most 50). refine makes the last 5 of 50.",
+                ),
                 io.Float.Input(
                     "cfg",
                     default=4.0,
@@ -152,14 +167,17 @@ class LongCatSampler(io.ComfyNode):
                     tooltip="Guidance scale: 4 for base and enhance_hf; 1 (off, twice as fast) for distill and refine.",
                 ),
                 io.Combo.Input("mode", options=list(schedule.MODES), default="base", tooltip=MODE_TOOLTIP),
+                threshold_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The video, for LongCat Decode.")],
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int | None = None, mode: schedule.Mode | None = None) -> bool | str:
+    def validate_inputs(
+        cls, steps: int | None = None, mode: schedule.Mode | None = None, threshold: float | None = None
+    ) -> bool | str:
         """Refuse a schedule that does not exist before anything runs."""
-        return check_inputs(cls, check_schedule, steps=steps, mode=mode)
+        return check_inputs(cls, check_schedule, steps=steps, mode=mode, threshold=threshold)
 
     @classmethod
     def execute(
@@ -172,15 +190,16 @@ class LongCatSampler(io.ComfyNode):
         steps: int,
         cfg: float,
         mode: schedule.Mode,
+        threshold: float = schedule.DEFAULT_REFINE_THRESHOLD,
     ) -> io.NodeOutput:
         """Hand everything to core's SamplerCustom."""
         if mode == "refine" and is_waiting(latent["samples"]):
             raise ValueError(
-                "Mode refine starts from a video, but the latent is empty. Connect the latent of an "
-                "upscaled video, or choose mode base."
+                "Mode refine starts from a video, but the latent is empty. Connect LongCat Refine Latent, or choose "
+                "mode base."
             )
-        check_when_run(cls, check_schedule, steps=steps, mode=mode, cfg=cfg, seed=seed)
-        sigmas = model_sigmas(model, steps, mode, schedule.DEFAULT_REFINE_THRESHOLD)
+        check_when_run(cls, check_schedule, steps=steps, mode=mode, threshold=threshold, cfg=cfg, seed=seed)
+        sigmas = model_sigmas(model, steps, mode, threshold)
         euler = comfy.samplers.sampler_object("euler")
         sampled = SamplerCustom.execute(
             with_cfg_zero(model), True, seed, cfg, positive, negative, euler, sigmas, latent

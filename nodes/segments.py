@@ -1,89 +1,84 @@
-"""Make the segments of a storyboard, one after the other, and keep each as soon as it is there."""
+"""Make the segments of a long video, one after the other, and keep each as soon as it is there."""
 
 import logging
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import comfy.model_management
-import torch
 from comfy.cli_args import args
-from comfy_api.latest import InputImpl, Types
+from comfy_api.latest import InputImpl, Types, io, ui
+from folder_paths import get_output_directory, get_save_image_path
 from server import PromptServer
 from torch import Tensor
 
-from ..longcat_core import condition, storyboard
-from ..longcat_core.geometry import FRAMES_PER_SECOND
+from ..longcat_core import storyboard
 from ..longcat_core.storyboard import Segment, SegmentFiles
-from .latents import CUSTOM, LongCatLatent
-from .sampling import LongCatSampler
-from .text import LongCatTextEncode
-from .video import LongCatDecode
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What all segments have in common."""
+class Made(NamedTuple):
+    """A finished segment."""
 
-    negative: str
-    width: int
-    height: int
-    length: int
-    num_cond_frames: int
-    steps: int
-    cfg: float
-    size: str = CUSTOM
-    color_anchor: float = 0.0
-    condition_noise: float = 0.0
+    samples: Tensor
+    """`[1, 16, T, H, W]`, as the sampler left them."""
+    frames: Tensor
+    """`[F, H, W, 3]`, those shared with the segment before included."""
 
 
-@dataclass(frozen=True)
-class Studio:
-    """What makes the segments of one storyboard."""
+class Studio(Protocol):
+    """What makes the segments of one video."""
 
-    model: Any
-    clip: Any
-    vae: Any
-    frames: Tensor | None
-    settings: Settings
+    @property
+    def title(self) -> str:
+        """Of the node."""
 
-    def encode(self, prompts: list[str]) -> dict[str, Any]:
-        """Conditioning of every prompt, the negative one included."""
-        different = dict.fromkeys([*prompts, self.settings.negative])
-        return {prompt: LongCatTextEncode.execute(self.clip, prompt).args[0] for prompt in different}
+    @property
+    def fps(self) -> Fraction:
+        """Frames per second."""
 
-    def begin(self, previous: Tensor | None) -> dict[str, Any]:
-        """The LATENT that a segment starts from: empty, with the given frames, or with the end of the previous one."""
-        s = self.settings
-        if previous is not None:
-            return condition.continued(previous, s.length, s.num_cond_frames)
-        size = (s.width, s.height, s.length)
-        return LongCatLatent.execute(*size, 1, self.vae, self.frames, s.num_cond_frames, s.size).args[0]
+    def num_frames(self, num_segments: int) -> int:
+        """Frames of the whole video."""
 
-    def make(self, segment: Segment, conditionings: dict[str, Any], latent: dict, first: Tensor | None) -> Tensor:
-        """Samples `[1, 16, T, H, W]` of a segment; its condition frames are exactly those of `latent`."""
-        s = self.settings
-        n = condition.leading_clean_frames(latent.get("noise_mask"))
-        given = latent["samples"][:, :, :n].clone()
-        if n and s.condition_noise:
-            latent["samples"][:, :, :n] = condition.lightly_noised(given, s.condition_noise, segment.seed)
-        prompts = (conditionings[segment.prompt], conditionings[s.negative])
-        sampled = LongCatSampler.execute(self.model, *prompts, latent, segment.seed, s.steps, s.cfg, segment.mode)
-        samples = sampled.args[0]["samples"]
-        if first is not None:
-            samples = condition.color_anchored(samples, first, s.color_anchor)
-        samples[:, :, :n] = given
-        return samples
+    def num_shared(self, segment: Segment) -> int:
+        """Frames at the beginning of a segment that the one before has too."""
 
-    def decode(self, samples: Tensor) -> Tensor:
-        """Frames `[F, H, W, 3]` of a segment."""
-        return LongCatDecode.execute(self.vae, {"samples": samples}).args[0]
+    def prepare(self, segments: list[Segment]) -> None:
+        """What can be done before the first of these segments is made."""
+
+    def make(self, segment: Segment, previous: Made | None, first: Tensor | None) -> Tensor:
+        """Samples of a segment, from the one before and from the samples of the first."""
+
+    def decode(self, segment: Segment, samples: Tensor) -> Tensor:
+        """Frames of a segment, the shared ones included."""
 
 
-def save_frames(path: Path, frames: Tensor, metadata: dict[str, Any] | None) -> None:
+def segment_files(filename_prefix: str, width: int, height: int) -> tuple[SegmentFiles, str]:
+    """The files of segments in the output folder, and the subfolder that they are in.
+
+    Args:
+        filename_prefix: as of ComfyUI's own nodes that save.
+        width, height: what stands for %width% and %height% in it.
+    """
+    folder, name, _, subfolder, _ = get_save_image_path(filename_prefix, get_output_directory(), width, height)
+    return SegmentFiles(Path(folder), name), subfolder
+
+
+def check_prefix(filename_prefix: str) -> None:
+    """Raise ValueError if files cannot begin like this."""
+    if Path(filename_prefix).name.strip() in ("", ".."):
+        raise ValueError("filename_prefix has no name at its end. Write how the segments' files begin, such as long.")
+
+
+def preview(segments: list[Segment], files: SegmentFiles, subfolder: str) -> ui.PreviewVideo:
+    """What the node shows: the segments."""
+    return ui.PreviewVideo(
+        [ui.SavedResult(files.video(segment).name, subfolder, io.FolderType.output) for segment in segments]
+    )
+
+
+def save_frames(path: Path, frames: Tensor, fps: Fraction, metadata: dict[str, Any] | None) -> None:
     """Write frames `[F, H, W, 3]` as a video that appears under its name only when it is complete."""
-    video = Types.VideoComponents(images=frames, frame_rate=Fraction(FRAMES_PER_SECOND))
+    video = Types.VideoComponents(images=frames, frame_rate=fps)
     with storyboard.completed(path) as temporary:
         InputImpl.VideoFromComponents(video).save_to(str(temporary), format=Types.VideoContainer.MP4, metadata=metadata)
 
@@ -93,31 +88,32 @@ def make_video(
 ) -> Tensor:
     """The whole video `[F, H, W, 3]`; every segment is on disk before the next one begins, and is not made twice."""
     to_do = [segment for segment in segments if not files.latent(segment).exists()]
-    logging.info("LongCat Storyboard: %s of %s segments are to be made.", len(to_do), len(segments))
-    conditionings = studio.encode([segment.prompt for segment in to_do]) if to_do else {}
-    overlap, length = studio.settings.num_cond_frames, studio.settings.length
+    logging.info("%s: %s of %s segments are to be made.", studio.title, len(to_do), len(segments))
+    if to_do:
+        studio.prepare(to_do)
     video: Tensor | None = None
-    samples: Tensor | None = None
+    previous: Made | None = None
     first: Tensor | None = None
+    end = 0
     for segment in segments:
         comfy.model_management.throw_exception_if_processing_interrupted()
         PromptServer.instance.send_progress_text(f"Segment {segment.number} of {len(segments)}", node_id)
-        finished = files.load_latent(segment)
-        if finished is None:
-            if segment.prompt not in conditionings:  # its file was there when the run began
-                conditionings |= studio.encode([segment.prompt])
-            finished = studio.make(segment, conditionings, studio.begin(samples), first)
-            files.save_latent(segment, finished)
-        samples = finished.to(comfy.model_management.intermediate_device())
+        samples = files.load_latent(segment)
+        if samples is None:
+            samples = studio.make(segment, previous, first)
+            files.save_latent(segment, samples)
+        samples = samples.to(comfy.model_management.intermediate_device())
         first = samples if first is None else first
 
-        new = studio.decode(samples)[overlap if segment.index else 0 :]
+        previous = Made(samples, studio.decode(segment, samples))
+        new = previous.frames[studio.num_shared(segment) :]
         if video is None:
-            video = torch.empty(length + (len(segments) - 1) * (length - overlap), *new.shape[1:])
-        end = length + segment.index * (length - overlap)
-        video[end - len(new) : end] = new
+            video = new.new_empty(studio.num_frames(len(segments)), *new.shape[1:])
+        video[end : end + len(new)] = new
+        end += len(new)
         if not files.video(segment).exists():
-            save_frames(files.video(segment), new, metadata)
+            save_frames(files.video(segment), new, studio.fps, metadata)
+    assert video is not None
     return video
 
 
@@ -126,3 +122,9 @@ def video_metadata(hidden: Any) -> dict[str, Any] | None:
     if args.disable_metadata:
         return None
     return {"prompt": hidden.dynprompt.original_prompt, **(hidden.extra_pnginfo or {})}
+
+
+def sources_digest(hidden: Any, *names: str) -> str:
+    """A fingerprint of the nodes that these inputs of the running node come from."""
+    inputs = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
+    return storyboard.digest(*(storyboard.graph_digest(hidden.dynprompt.get_node, inputs[name]) for name in names))

@@ -1,21 +1,20 @@
 """A video of any length from a list of prompts."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import nodes
-from comfy_api.latest import io, ui
-from folder_paths import get_output_directory, get_save_image_path
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..longcat_core import condition, storyboard
 from ..longcat_core.condition import DEFAULT_COND_FRAMES, given_frames
 from ..longcat_core.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
-from ..longcat_core.storyboard import SegmentFiles, frames_digest
+from ..longcat_core.storyboard import frames_digest
 from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, check_size, frame_inputs
 from .sampling import check_schedule
-from .segments import Settings, Studio, make_video, video_metadata
+from .segments import check_prefix, make_video, preview, segment_files, sources_digest, video_metadata
+from .storyboard_studio import Settings, Storyboard
 from .validation import check_inputs, check_when_run
 
 SIZES_CHECKED = ("width", "height", "length", "num_cond_frames")
@@ -39,8 +38,7 @@ def check_storyboard(
     if mode not in storyboard.STORYBOARD_MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(storyboard.STORYBOARD_MODES)}.")
     check_schedule(steps, mode)
-    if Path(filename_prefix).name.strip() in ("", ".."):
-        raise ValueError("filename_prefix has no name at its end. Write how the segments' files begin, such as long.")
+    check_prefix(filename_prefix)
     check_size(width, height, length, size)
     check_continuation(length, num_cond_frames)
 
@@ -215,20 +213,10 @@ class LongCatStoryboard(io.ComfyNode):
         prompt_of_each = storyboard.prompts_of_segments(prompts, segments)
         continues = frames is not None and len(frames) > 1
         frames = None if frames is None else given_frames(frames, common.num_cond_frames, common.length)
-        made_from = {"settings": asdict(common), "frames": frames_digest(frames), "models": models_digest(cls.hidden)}
+        models = sources_digest(cls.hidden, "model", "clip", "vae")
+        made_from = {"settings": asdict(common), "frames": frames_digest(frames), "models": models}
         plan = storyboard.plan(prompt_of_each, mode, seed, seed_policy, continues, made_from)
-        place = get_save_image_path(filename_prefix, get_output_directory(), common.width, common.height)
-        folder, name, _, subfolder, _ = place
-        files = SegmentFiles(Path(folder), name)
-        studio = Studio(model, clip, vae, frames, common)
+        files, subfolder = segment_files(filename_prefix, common.width, common.height)
+        studio = Storyboard(model, clip, vae, frames, common)
         video = make_video(studio, plan, files, cls.hidden.unique_id, video_metadata(cls.hidden))
-        saved = [ui.SavedResult(files.video(s).name, subfolder, io.FolderType.output) for s in plan]
-        return io.NodeOutput(video, ui=ui.PreviewVideo(saved))
-
-
-def models_digest(hidden: Any) -> str:
-    """A fingerprint of the nodes that gave MODEL, CLIP and VAE."""
-    inputs = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
-    return storyboard.digest(
-        *(storyboard.graph_digest(hidden.dynprompt.get_node, inputs[name]) for name in ("model", "clip", "vae"))
-    )
+        return io.NodeOutput(video, ui=preview(plan, files, subfolder))

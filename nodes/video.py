@@ -9,6 +9,7 @@ import nodes
 import torch
 from comfy_api.latest import io
 
+from ..longcat_core import refine
 from ..longcat_core.condition import DEFAULT_COND_FRAMES
 from .validation import check_latent, check_when_run, rgb
 
@@ -34,7 +35,8 @@ class LongCatDecode(io.ComfyNode):
             display_name="LongCat Decode",
             category="model/latent/longcat",
             description="Decodes a video latent to frames with core's VAE decoding, in tiles when the whole would not "
-            "fit. If memory runs out all the same, core retries in tiles.",
+            "fit. If memory runs out all the same, core retries in tiles. Frames that LongCat Refine Latent added are "
+            "dropped.",
             search_aliases=["decode longcat", "latent to video", "latent to frames", "tiled decode"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, from LongCat Loader or Load VAE."),
@@ -48,7 +50,9 @@ class LongCatDecode(io.ComfyNode):
                     tooltip="always: tiles of 512 pixels and 64 frames; slower, least memory.",
                 ),
             ],
-            outputs=[io.Image.Output(tooltip="The frames, batches one after the other; 15 per second.")],
+            outputs=[
+                io.Image.Output(tooltip="The frames, batches one after the other; 15 per second, refined ones 30.")
+            ],
         )
 
     @classmethod
@@ -57,8 +61,10 @@ class LongCatDecode(io.ComfyNode):
         check_latent(latent["samples"])
         if tiling == "always" or needs_tiles(vae, latent["samples"]):
             tiles = (TILE_PIXELS, TILE_OVERLAP_PIXELS, TILE_FRAMES, TILE_OVERLAP_FRAMES)
-            return io.NodeOutput(*nodes.VAEDecodeTiled().decode(vae, latent, *tiles))
-        return io.NodeOutput(*nodes.VAEDecode().decode(vae, latent))
+            frames = nodes.VAEDecodeTiled().decode(vae, latent, *tiles)[0]
+        else:
+            frames = nodes.VAEDecode().decode(vae, latent)[0]
+        return io.NodeOutput(refine.shown(frames, latent))
 
 
 def joined(source: torch.Tensor, continuation: torch.Tensor, overlap: int) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """Benchmark the network: time and peak memory of one forward pass and of a CFG pair, in fp32 on the CPU.
 
 A second table shows what the cache of condition frames gains, against what the count of operations predicts.
+``--refinement`` prints other tables instead: block-sparse against dense attention, on a graphics card if there is one,
+and the memory of a call with and without spans of frames.
 
 ``--reference DIR`` adds the original implementation, taken from a checkout of its repository, to the same run: on the
 same weights and inputs, both with torch's scaled dot-product attention, taking turns. Their outputs must agree.
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from bench_kv_cache import CacheResult
+    from bench_refinement import CudaRow
     from torch import Tensor, nn
 
 PASSES = {"one forward": 1, "CFG pair": 2}
@@ -128,6 +131,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--latent", type=_latent, default="8x24x40", metavar="TxHxW", help="default: %(default)s")
     parser.add_argument("--text", type=_positive, default=256, help="tokens, half are padding (default: %(default)s)")
     parser.add_argument("--threads", type=_positive, help="of torch (default: its own choice)")
+    parser.add_argument("--refinement", action="store_true", help="only the tables of refinement")
     parser.add_argument(
         "--check",
         action="store_true",
@@ -168,6 +172,8 @@ def _benchmark(options: argparse.Namespace) -> int:
     # ComfyUI's root first: the pack and its scripts have modules of the same names.
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     sys.path.append(str(PACK))
+    if options.refinement:
+        return _benchmark_refinement(options.repeats, options.check)
     names = ("hidden", "heads", "depth", "latent", "text", "threads", "reference")
     workload = Workload(**{name: getattr(options, name) for name in names})
     networks = build(workload, [OURS, ORIGINAL] if workload.reference else [OURS])
@@ -188,6 +194,79 @@ def _benchmark(options: argparse.Namespace) -> int:
     for failure in failures:
         print(f"failed: {failure}")
     return 1 if failures else 0
+
+
+def _benchmark_refinement(repeats: int, check: bool) -> int:
+    import comfy.cli_args
+    import torch
+
+    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.use_pytorch_cross_attention = True
+    from bench_refinement import MIN_EFFICIENCY, UNLIMITED, measure_cuda, measure_work
+
+    from longcat_core.spans import MAX_SPAN_TOKENS
+
+    with torch.inference_mode():
+        work = measure_work(repeats)
+        speed_up, efficiency = estimate(work.speed_ups), estimate(work.efficiencies)
+        rows = [
+            ["attention on a CPU, one thread", "operations saved", "speed-up", "speed-up over operations"],
+            ["---"] * 4,
+            [f"{work.num_tokens} tokens", f"{work.flops_saved:.2f}", *map(_estimate_text, (speed_up, efficiency))],
+        ]
+        print(_aligned(rows), flush=True)
+        if torch.cuda.is_available():
+            print(f"\n{torch.cuda.get_device_name()}\n{_cuda_table(measure_cuda(repeats))}", flush=True)
+    limits = {"whole": UNLIMITED, f"spans of {MAX_SPAN_TOKENS}": MAX_SPAN_TOKENS}
+    found = {name: _forward_in_fresh_process(limit) for name, limit in limits.items()}
+    rows = [["one forward of 65536 tokens, hidden 512, 2 blocks, fp32", "peak memory over idle"], ["---"] * 2]
+    rows += [[name, _bytes_text(peak)] for name, (peak, _) in found.items()]
+    print(f"\n{_aligned(rows)}")
+    failures = []
+    if len({digest for _, digest in found.values()}) > 1:
+        failures.append("the outputs with and without spans differ")
+    if check and efficiency.high < MIN_EFFICIENCY:
+        failures.append(f"the speed-up is {efficiency.high:.2f} of the operations saved; {MIN_EFFICIENCY} is required")
+    for failure in failures:
+        print(f"failed: {failure}")
+    return 1 if failures else 0
+
+
+def _cuda_table(measured: Sequence[CudaRow]) -> str:
+    rows = [["tokens", "attention", "milliseconds", "TFLOP/s on kept chunks", "error"], ["---"] * 5]
+    rows += [
+        [f"{r.num_tokens}", r.name, f"{r.milliseconds:.1f}", f"{r.tflops:.0f}", f"{r.error:.1e}"] for r in measured
+    ]
+    return _aligned(rows)
+
+
+def _bytes_text(size: int | None) -> str:
+    return "not measured on this system" if size is None else f"{size / 1e6:.1f} MB"
+
+
+def _forward_in_fresh_process(limit: int) -> tuple[int | None, str]:
+    os.environ.update(ALLOCATOR)  # of the processes to come: this one has read it already
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure_forward, limit).result()
+
+
+def measure_forward(limit: int) -> tuple[int | None, str]:
+    """Bytes by which one forward makes this process larger (None where the system does not tell), and its output."""
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.use_pytorch_cross_attention = True
+    import torch
+    from bench_refinement import forward_in_spans
+
+    with torch.inference_mode():
+        forward = forward_in_spans(limit)
+        if not os.access(PEAK_RESET, os.W_OK):
+            return None, forward()
+        PEAK_RESET.write_text("5", encoding="ascii")
+        idle = _status("VmRSS")
+        digest = forward()
+    return _status("VmHWM") - idle, digest
 
 
 def build(workload: Workload, names: Sequence[str]) -> dict[str, nn.Module]:

@@ -29,6 +29,10 @@ PROMPTS = {
     "longcat_extend": (33, tuple(f"a cyan square moving {way} on a gray background" for way in ("right", "up"))),
     "longcat_long": (17, ("a red square moving right on a black background",)),
     "longcat_interactive": (17, tuple(STORY.format(way) for way in DIRECTIONS)),
+    "longcat_t2v_refine": (17, ("a purple square moving right on a white background",)),
+    "longcat_distill_refine": (17, ("a green triangle moving up on a pink background",)),
+    "longcat_refine_video": (17, ("a blue circle moving up on a gray background",)),
+    "longcat_long_refine": (17, ("a yellow triangle moving right on a gray background",)),
 }
 
 

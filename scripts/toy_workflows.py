@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MODEL = "longcat-toy"
 GIVEN_FRAMES = 13  # of the video that is continued
 STORY_FRAMES = 5  # what a segment is given of the one before
+REFINED_SIZE = 2 * SIZE
 WITHOUT_GUIDANCE = ("longcat_continuation",)  # which would push the shape past its place; see docs/toy.md
 SINGLE_FILE_LOADERS = ("UNETLoader", "CLIPLoader", "VAELoader")  # in the order of the outputs of LongCatLoader
 
@@ -43,6 +44,7 @@ def toy_workflow(name: str, prompts: Sequence[str], length: int, steps: int, see
     workflow: Workflow = json.loads(path.read_text(encoding="utf-8"))
     size = {"width": SIZE, "height": SIZE, "length": length}
     run = {"steps": steps, "seed": seed} | ({"cfg": 1.0} if name in WITHOUT_GUIDANCE else {})
+    refined = {"width": REFINED_SIZE, "height": REFINED_SIZE, "size": "custom"}
     story = {"prompts": "\n".join(prompts), "negative": "", "segments": 0, "num_cond_frames": STORY_FRAMES}
     inputs: dict[str, dict[str, Any]] = {
         "LongCatLoader": {"folder": MODEL},
@@ -52,6 +54,9 @@ def toy_workflow(name: str, prompts: Sequence[str], length: int, steps: int, see
         "LongCatSigmas": {"steps": steps},
         "LongCatSampler": {**run, "mode": "base"},
         "KSampler": run,
+        "LongCatBlockSparseAttention": {"sparsity": 0.0},  # the toy was trained without
+        "LongCatRefineLatent": refined,
+        "LongCatRefineVideo": {**refined, "length": length, "num_cond_frames": STORY_FRAMES, "seed": seed},
         "LongCatStoryboard": {**size, **run, **story, "size": "custom", "mode": "base"},
         "RandomNoise": {"noise_seed": seed},
     }
@@ -62,10 +67,23 @@ def toy_workflow(name: str, prompts: Sequence[str], length: int, steps: int, see
         "Negative prompt": "",
     }
     for node in workflow.values():
-        node["inputs"].update(inputs.get(node["class_type"], {}))
+        refines = node["inputs"].get("mode") == "refine"
+        node["inputs"].update({"seed": seed} if refines else inputs.get(node["class_type"], {}))
         if node["_meta"]["title"] in texts:
             node["inputs"]["text"] = texts[node["_meta"]["title"]]
-    return with_folder_loader(workflow, MODEL)
+    return without_loras(with_folder_loader(workflow, MODEL))
+
+
+def without_loras(workflow: Workflow) -> Workflow:
+    """The workflow with what each LoRA changes in the place of the LoRA: the toy has none."""
+    loras = {node_id: node for node_id, node in workflow.items() if node["class_type"] == "LoraLoaderModelOnly"}
+    nodes = {node_id: node for node_id, node in workflow.items() if node_id not in loras}
+    for node in nodes.values():
+        for name, value in node["inputs"].items():
+            while isinstance(value, list) and value[0] in loras:
+                value = loras[value[0]]["inputs"]["model"]
+            node["inputs"][name] = value
+    return nodes
 
 
 def with_folder_loader(workflow: Workflow, folder: str, replaced: Sequence[str] = SINGLE_FILE_LOADERS) -> Workflow:

@@ -23,7 +23,7 @@ ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
-TOY_FILE = "longcat-toy.safetensors"
+TOY_FILE, TOY_WIDTH = "longcat-toy.safetensors", 192
 TOY_PROMPT = "a red circle moving right on a white background"
 PATIENCE = 20_000  # milliseconds until something that should appear is missed
 SETTINGS = {
@@ -55,13 +55,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def write_model(models: Path) -> None:
-    """Copy the toy model into ComfyUI's folder of models, as a folder and its network as a single file."""
+    """Put the toy model into ComfyUI's folder of models, as a folder and its network as a single file, and LoRAs."""
+    from test_shipped_workflows import write_loras
     from toy_workflows import MODEL, install_toy
 
     install_toy(models)
     (weights,) = (models / "longcat" / MODEL / "dit").glob("*.safetensors")
     (models / "diffusion_models").mkdir()
     shutil.copy(weights, models / "diffusion_models" / TOY_FILE)
+    write_loras(models, TOY_WIDTH)
 
 
 @pytest.fixture(scope="package")

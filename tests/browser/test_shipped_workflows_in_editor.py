@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
-from test_shipped_workflows import FRAMES_PER_SECOND, NEW, SAVED, SINGLE_FILE_LOADERS, SMALL
+from test_shipped_workflows import NEW, SAVED, SAVED_PER_SECOND, SINGLE_FILE_LOADERS, SMALL
 from toy_workflows import GIVEN_FRAMES, MODEL, SIZE
 
 from .conftest import TOY_FILE, TOY_PROMPT
@@ -16,7 +16,10 @@ from .editor import Editor
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 ON_TOY = SMALL | {"folder": MODEL, "unet_name": TOY_FILE, "steps": 12}
-CONTINUED = (SIZE, SIZE, GIVEN_FRAMES + NEW)
+OF_THE_GIVEN_VIDEO = {
+    "longcat_continuation": (SIZE, SIZE, GIVEN_FRAMES + NEW),
+    "longcat_refine_video": (SIZE, SIZE, 2 * GIVEN_FRAMES),
+}
 
 Json = dict[str, Any]
 
@@ -54,6 +57,6 @@ def test_runs_and_shows_its_video(editor: Editor, path: Path) -> None:
     expect(video).to_be_visible()
     editor.page.wait_for_function("video => video.readyState > 0", arg=video.element_handle())
     editor.take_picture(f"{path.stem}_finished", fit=True)
-    width, height, frames = (SAVED | {"longcat_continuation": CONTINUED})[path.stem]
+    width, height, frames = (SAVED | OF_THE_GIVEN_VIDEO)[path.stem]
     assert video.evaluate("video => [video.videoWidth, video.videoHeight]") == [width, height]
-    assert video.evaluate("video => video.duration") == pytest.approx(frames / FRAMES_PER_SECOND, abs=0.02)
+    assert video.evaluate("video => video.duration") == pytest.approx(frames / SAVED_PER_SECOND[path.stem], abs=0.02)

@@ -93,3 +93,15 @@ def server(tiny_model: Path, toy_model: Path, tmp_path_factory: pytest.TempPathF
         cpu=True,
     ) as c:
         yield c
+
+
+@pytest.fixture(scope="module")
+def start(comfyui: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function that starts a server of its own; all use one base directory."""
+    from comfyui_server import running_server
+    from host import Host
+
+    base = tmp_path_factory.mktemp("restarted")
+    shutil.copytree(Path(folder_paths.models_dir), base / "models")
+    host = Host(comfyui=comfyui, python=Path(sys.executable))
+    return lambda: running_server(host, base, PACK, cpu=True)

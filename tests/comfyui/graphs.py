@@ -17,7 +17,10 @@ NOTES = ("MarkdownNote", "Note")
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3", "IMAGEUPLOAD")
 UPLOADS = ("image_upload", "video_upload")
 EDITOR_ONLY = ("control_after_generate", "upload")
-MODEL_FOLDERS = {"folder": "longcat", "unet_name": "diffusion_models", "clip_name": "text_encoders", "vae_name": "vae"}
+MODEL_FOLDERS = {
+    **{"folder": "longcat", "unet_name": "diffusion_models", "clip_name": "text_encoders", "vae_name": "vae"},
+    "lora_name": "loras",
+}
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:])/\w+/|\b[A-Za-z]:\\|~/|file:")
 
 

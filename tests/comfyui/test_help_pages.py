@@ -65,7 +65,8 @@ def test_names_every_input_with_its_range(node_id: str, page: str) -> None:
             assert re.search(rf"\b{number(options['min'])} to {number(largest(options))}\b", said[name]), name
             assert re.search(rf"\bdefault {number(options['default'])}\b", said[name]), name
         elif options.get("default"):
-            assert re.search(rf"`{options['default']}` \(default\)|default `{options['default']}`", said[name]), name
+            default = re.escape(str(options["default"]))
+            assert re.search(rf"`{default}` \(default\)|default `{default}`", said[name]), name
         choices = [] if name == "folder" else options.get("options", [])
         assert [choice for choice in choices if f"`{choice}`" not in said[name]] == [], name
 

@@ -20,11 +20,9 @@ import safetensors.torch
 import torch
 import torch._dynamo
 from inprocess import node, sample
+from live_bytes import LiveBytes
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from longcat_core import kv_cache
 from longcat_core.guidance import cfg_zero
@@ -488,36 +486,6 @@ def test_auto_chooses_by_what_the_device_can_hold(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device, total=total: total)
         assert place("auto", size, needed, CPU) == expected
         assert {place("gpu", size, needed, CPU), place("cpu", size, needed, CPU)} == {"gpu", "cpu"}
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all living tensors made under it, exactly: by their storages, after every operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = 0
-        self.timeline: list[int] = []
-        self.known = WeakIdKeyDictionary()
-        self.is_noting = True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
-        if self.is_noting:
-            self.timeline.append(self.live)
-        return output
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        if storage in self.known:
-            return
-        self.known[storage] = size = storage.nbytes()
-        self.live += size
-        weakref.finalize(storage, self._forget, size)
-
-    def _forget(self, size: int) -> None:
-        self.live -= size
 
 
 class Unnoted:

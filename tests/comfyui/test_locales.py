@@ -40,11 +40,11 @@ def test_every_node_has_its_texts_and_nothing_else(texts: Json) -> None:
         assert list(entry["inputs"]) == [key(name) for name, *_ in inputs(node_id)]
         outputs = nodes.NODE_CLASS_MAPPINGS[node_id]
         assert list(entry["outputs"]) == [str(index) for index in range(len(outputs.RETURN_TYPES))]
-        assert outputs.RETURN_NAMES == outputs.RETURN_TYPES
         for slot in entry["inputs"].values():
             assert slot.keys() == {"name", "tooltip"}
-        for slot in entry["outputs"].values():
-            assert slot.keys() == {"tooltip"}
+        named = zip(outputs.RETURN_NAMES, outputs.RETURN_TYPES, entry["outputs"].values(), strict=True)
+        for name, kind, slot in named:
+            assert slot.keys() == ({"tooltip"} if name == kind else {"name", "tooltip"})
 
 
 def test_is_chinese_and_keeps_the_terms_of_the_field(texts: Json) -> None:

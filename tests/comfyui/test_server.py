@@ -156,7 +156,7 @@ def test_out_of_memory_is_cores_error_and_the_next_prompt_runs(server: Any) -> N
 def test_all_nodes_describe_themselves(server: Any) -> None:
     """Every input has a tooltip or is a plain socket, and every node can be found by the words a user types."""
     info = {node_id: item for node_id, item in server.object_info().items() if node_id.startswith("LongCat")}
-    assert len(info) == 11
+    assert len(info) == 14
     sockets = {"MODEL", "CLIP", "VAE", "LATENT", "CONDITIONING", "IMAGE"}
     for node_id, item in info.items():
         assert item["display_name"].startswith("LongCat ")

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
+from lora_files import OFFICIAL_DOT, OFFICIAL_PREFIX
 from PIL import Image
 from toy_workflows import with_folder_loader
 from videos import read_video, saved_file, write_video
@@ -24,6 +27,8 @@ SINGLE_FILE_LOADERS = {"CLIPLoader": 1, "VAELoader": 2}  # the output of LongCat
 
 IMAGE, VIDEO = "example.png", "video.mp4"  # what the workflows load
 VIDEO_WIDTH, VIDEO_HEIGHT, VIDEO_FRAMES = 96, 64, 21
+LORAS = ("cfg_step_lora.safetensors", "refinement_lora.safetensors")
+LORA_LAYER, TINY_WIDTH = "blocks.0.attn.proj", 64
 SEGMENT, NEW = 17, 17 - 5  # frames of a segment, and those that a further one adds
 SAVED = {
     "longcat_t2v": (64, 64, SEGMENT),
@@ -33,8 +38,13 @@ SAVED = {
     "longcat_extend": (64, 64, SEGMENT + NEW),
     "longcat_long": (64, 64, SEGMENT + 2 * NEW),
     "longcat_interactive": (64, 64, SEGMENT + 3 * NEW),
+    "longcat_t2v_refine": (64, 64, 2 * SEGMENT),
+    "longcat_distill_refine": (64, 64, 2 * SEGMENT),
+    "longcat_refine_video": (64, 64, 2 * VIDEO_FRAMES),
+    "longcat_long_refine": (64, 64, 2 * (SEGMENT + 2 * NEW)),
 }
 FRAMES_PER_SECOND = 15
+SAVED_PER_SECOND = {name: (2 if "refine" in name else 1) * FRAMES_PER_SECOND for name in SAVED}
 
 
 def small_workflow(name: str) -> Prompt:
@@ -84,13 +94,38 @@ def input_folder(server: Any) -> Path:
     return folder
 
 
+def write_loras(models: Path, width: int) -> None:
+    """Put small LoRAs of the workflows' names, in the official convention, where ComfyUI looks for them.
+
+    Args:
+        models: ComfyUI's folder of models.
+        width: of the network that they are for.
+    """
+    folder = models / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    module = f"{OFFICIAL_PREFIX}{LORA_LAYER.replace('.', OFFICIAL_DOT)}"
+    lora = {
+        f"{module}.lora_down.weight": torch.full((1, width), 0.1),
+        f"{module}.lora_up.weight": torch.full((width, 1), 0.1),
+        f"{module}.alpha_scale": torch.tensor(0.5),
+    }
+    for name in LORAS:
+        safetensors.torch.save_file(lora, folder / name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loras(server: Any) -> None:
+    """The LoRAs of the workflows, in the server's folder of models."""
+    write_loras(server.base_directory / "models", TINY_WIDTH)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in API.glob("*.json")))
 def test_saves_a_video(server: Any, name: str) -> None:
     prompt = small_workflow(name)
     frames, frames_per_second = saved_video(server, prompt, server.run(prompt))
     height, width, _ = frames[0].shape
     assert (width, height, len(frames)) == SAVED[name]
-    assert frames_per_second == FRAMES_PER_SECOND
+    assert frames_per_second == SAVED_PER_SECOND[name]
 
 
 def test_continuation_begins_with_the_whole_video(server: Any, input_folder: Path, report: list[str]) -> None:

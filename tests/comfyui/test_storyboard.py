@@ -17,15 +17,14 @@ import aiohttp
 import av
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import nodes as core_nodes
 import numpy as np
 import psutil
 import pytest
-import safetensors.torch
 import torch
 from inprocess import find_node, node
 from PIL import Image
+from served import Prompt, frames_of, latents, output, sampled, samples_of, samplings, samplings_and_log, state
 from torch import Tensor
 
 from longcat_core import schedule, storyboard
@@ -38,7 +37,6 @@ OVERLAP_LATENTS = 2
 TEXT_EVENT = 3  # how a binary websocket message with a progress text starts (ComfyUI's protocol.py)
 QUICK = {"mode": "base", "steps": 1, "cfg": 1.0}  # one model call for every segment
 FOUR = "a cat\na dog\na bird\na fish"
-Prompt = dict[str, dict]
 Loaded = tuple[Any, Any, Any]
 
 
@@ -70,20 +68,6 @@ def with_outputs(prompt: Prompt) -> Prompt:
     }
 
 
-def samplings(events: list[Any]) -> list[int]:
-    """Model calls of every sampling that began; ComfyUI reports at least the first and the last step of each."""
-    return [event.data["max"] for event in events if event.type == "progress" and event.data["value"] == 1]
-
-
-def sampled(server: Any, prompt: Prompt) -> list[int]:
-    """Run a prompt; model calls of every sampling."""
-    from comfyui_server import outputs
-
-    events: list[Any] = []
-    outputs(server.run(prompt, events.append))
-    return samplings(events)
-
-
 def failure(server: Any, prompt: Prompt) -> tuple[str, list[int]]:
     """The error message that a prompt ends with in the history, and what it sampled until then."""
     events: list[Any] = []
@@ -93,60 +77,9 @@ def failure(server: Any, prompt: Prompt) -> tuple[str, list[int]]:
     return error["exception_message"], samplings(events)
 
 
-def output(server: Any, *parts: str) -> Path:
-    return server.base_directory.joinpath("output", *parts)
-
-
-def latents(server: Any, name: str) -> list[Path]:
-    """The latents of a storyboard's segments."""
-    return sorted(output(server, "longcat").glob(f"{name}_*.latent"))
-
-
-def samples_of(path: Path) -> Tensor:
-    """The segment's latent. Files of one content may differ: safetensors writes the metadata in any order."""
-    return safetensors.torch.load(path.read_bytes())["latent_tensor"]
-
-
-def frames_of(path: Path) -> np.ndarray:
-    """Frames `[F, H, W, 3]` of a video file."""
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
 def pictures(server: Any) -> np.ndarray:
     """Frames `[F, H, W, 3]` that SaveImage wrote."""
     return np.stack([np.asarray(Image.open(path)) for path in sorted(output(server, "frames").glob("story_*.png"))])
-
-
-def state(paths: list[Path]) -> list[tuple[str, int, bytes]]:
-    """Names, modification times and contents."""
-    return [(path.name, path.stat().st_mtime_ns, path.read_bytes()) for path in paths]
-
-
-class log_of:  # noqa: N801 - reads as a function
-    """`with log_of(server) as log`: what the server logs in the block is `log.text` behind it."""
-
-    def __init__(self, server: Any) -> None:
-        self.path = server.log
-
-    def __enter__(self) -> "log_of":
-        self.start = self.path.stat().st_size
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.text = self.path.read_bytes()[self.start :].decode()
-
-
-@pytest.fixture(scope="module")
-def start(comfyui: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A function that starts a server of its own; all use one base directory."""
-    from comfyui_server import running_server
-    from host import Host
-
-    base = tmp_path_factory.mktemp("storyboard")
-    shutil.copytree(Path(folder_paths.models_dir), base / "models")
-    host = Host(comfyui=comfyui, python=Path(sys.executable))
-    return lambda: running_server(host, base, PACK, cpu=True)
 
 
 @dataclass(frozen=True)
@@ -192,12 +125,6 @@ def resumed(start: Any, uninterrupted: Any) -> Resumed:
     with start() as server:
         begun = samplings_and_log(server, prompt)
     return Resumed(killed, state(sorted(folder.iterdir())), *begun, server)
-
-
-def samplings_and_log(server: Any, prompt: Prompt) -> tuple[list[int], str]:
-    with log_of(server) as log:
-        calls = sampled(server, prompt)
-    return calls, log.text
 
 
 def test_killed_in_the_third_segment_it_goes_on_with_it(resumed: Resumed) -> None:
@@ -536,6 +463,7 @@ class InProcess:
         self.loaded = loaded
         module = sys.modules[find_node("LongCatStoryboard").__module__]
         self.segments = sys.modules[module.make_video.__module__]
+        self.studio = sys.modules[module.Storyboard.__module__]
         self.folder = folder
         self.said: list[str] = []
         server = SimpleNamespace(send_progress_text=lambda text, node_id: self.said.append(text))
@@ -554,8 +482,8 @@ class InProcess:
         **settings: Any,
     ) -> tuple[Tensor, list[Tensor]]:
         """Frames, and the latent of every segment."""
-        common = self.segments.Settings("blurry", 64, 64, LENGTH, OVERLAP, steps, cfg, **settings)
-        studio = self.segments.Studio(*self.loaded, frames, common)
+        common = self.studio.Settings("blurry", 64, 64, LENGTH, OVERLAP, steps, cfg, **settings)
+        studio = self.studio.Storyboard(*self.loaded, frames, common)
         continues = frames is not None and len(frames) > 1
         plan = storyboard.plan(prompts, mode, 7, seed_policy, continues, {})
         files = storyboard.SegmentFiles(self.folder, name)
@@ -692,14 +620,14 @@ def test_a_finished_segment_that_is_deleted_meanwhile_is_made_again(
     prompts = ["a cat", "a dog", "a bird"]
     _, segments = inprocess.make("deleted", prompts)
     second = next(inprocess.folder.glob("deleted_002_*.latent"))
-    decode = inprocess.segments.Studio.decode
+    decode = inprocess.studio.Storyboard.decode
 
-    def delete_and_decode(studio: Any, samples: Tensor) -> Tensor:
-        if torch.equal(samples, segments[0]):
+    def delete_and_decode(studio: Any, segment: storyboard.Segment, samples: Tensor) -> Tensor:
+        if segment.index == 0:
             second.unlink()
-        return decode(studio, samples)
+        return decode(studio, segment, samples)
 
-    monkeypatch.setattr(inprocess.segments.Studio, "decode", delete_and_decode)
+    monkeypatch.setattr(inprocess.studio.Storyboard, "decode", delete_and_decode)
     _, again = inprocess.make("deleted", prompts)
     assert all(torch.equal(a, b) for a, b in zip(segments, again, strict=True))
 

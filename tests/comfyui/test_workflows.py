@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import execution
@@ -31,19 +32,42 @@ INPUT_FILES = {"LoadImage": "image", "LoadVideo": "file"}
 RELEASED = "meituan-longcat/LongCat-Video"
 COMFY_ORG = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 KIJAI = "https://huggingface.co/Kijai/LongCat-Video_comfy/resolve/main"
+LORAS = f"https://huggingface.co/{RELEASED}/resolve/main/lora"
 PUBLISHED = {
     "LongCat_TI2V_comfy_bf16.safetensors": f"{KIJAI}/LongCat_TI2V_comfy_bf16.safetensors",
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors": f"{COMFY_ORG}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
     "wan_2.1_vae.safetensors": f"{COMFY_ORG}/vae/wan_2.1_vae.safetensors",
+    "cfg_step_lora.safetensors": f"{LORAS}/cfg_step_lora.safetensors",
+    "refinement_lora.safetensors": f"{LORAS}/refinement_lora.safetensors",
 }
 LINKS = {f"https://huggingface.co/{RELEASED}", *PUBLISHED.values()}
 DEFAULTS = {
     **{"folder": "LongCat-Video", "weight_dtype": "default", "width": 832, "height": 480, "length": 93},
     **{"num_cond_frames": 13, "overlap": 13, "steps": 50, "cfg": 4, "denoise": 1, "fps": 15, "batch_size": 1},
     **{"sampler_name": "euler", "scheduler": "longcat", "tiling": "auto", "policy": "auto", "type": "wan"},
+    **{"threshold": 0.5, "strength_model": 1, "sparsity": 0.9375, "backend": "auto", "cdf": 0},
+    **{"chunk_frames": 4, "chunk_height": 4, "chunk_width": 4},
 }
+REFINED_SIZE = {"size": "720p", "width": 1280, "height": 704}
+OF_NODES = {"LongCatRefineLatent": REFINED_SIZE | {"num_cond_frames": 26}, "LongCatRefineVideo": REFINED_SIZE}
+OF_MODES = {"distill": {"steps": 16, "cfg": 1}, "refine": {"cfg": 1}}
+OF_REFINED_VIDEOS = {"CreateVideo": {"fps": 30}}
+DISTILLED, REFINING = "cfg_step_lora.safetensors", "refinement_lora.safetensors"
+LORA_OF_MODE = {"distill": DISTILLED, "refine": REFINING, "spatial+temporal": REFINING}
 NEEDED = '--include "dit/*" "text_encoder/*" "tokenizer/*" "vae/*" "scheduler/*"'
-CONTINUATIONS = ("longcat_continuation", "longcat_extend", "longcat_long", "longcat_interactive")
+MODES = {
+    "longcat_t2v": {"LongCatSigmas": ["base"]},
+    "longcat_t2v_ksampler": {},
+    "longcat_i2v": {"LongCatSampler": ["base"]},
+    "longcat_continuation": {"LongCatSampler": ["enhance_hf"]},
+    "longcat_extend": {"LongCatSampler": ["base", "enhance_hf"]},
+    "longcat_long": {"LongCatStoryboard": ["enhance_hf"]},
+    "longcat_interactive": {"LongCatStoryboard": ["enhance_hf"]},
+    "longcat_t2v_refine": {"LongCatSampler": ["base", "refine"], "LongCatRefineLatent": ["spatial+temporal"]},
+    "longcat_distill_refine": {"LongCatSampler": ["distill", "refine"], "LongCatRefineLatent": ["spatial+temporal"]},
+    "longcat_refine_video": {"LongCatRefineVideo": ["spatial+temporal"]},
+    "longcat_long_refine": {"LongCatStoryboard": ["enhance_hf"], "LongCatRefineVideo": ["spatial+temporal"]},
+}
 
 
 pytestmark = pytest.mark.usefixtures("core_nodes")
@@ -111,16 +135,41 @@ def test_core_accepts_the_prompt(path: Path, tmp_path: Path, monkeypatch: pytest
             monkeypatch.setitem(folder_paths.folder_names_and_paths, MODEL_FOLDERS[name], place)
     valid, error, _, node_errors = asyncio.run(execution.validate_prompt("id", prompt, None))
     assert valid, (error, node_errors)
+    assert node_errors == {}
 
 
 def test_has_the_settings_of_the_released_model(path: Path, workflow: Json) -> None:
+    refined = any(node["type"] in OF_NODES for node in executed(workflow))
+    modes: dict[str, list[str]] = {}
     for node in executed(workflow):
-        values = shown(node)
-        different = {name: values[name] for name in DEFAULTS.keys() & values.keys() if values[name] != DEFAULTS[name]}
-        assert different == {}, node["type"]
-    modes = {shown(node)["mode"] for node in executed(workflow) if "mode" in shown(node)}
-    assert ("enhance_hf" in modes) == (path.stem in CONTINUATIONS)
-    assert modes <= {"base", "enhance_hf"}
+        kind, values = node["type"], shown(node)
+        right = DEFAULTS | OF_NODES.get(kind, {}) | OF_MODES.get(values.get("mode", ""), {})
+        right |= OF_REFINED_VIDEOS.get(kind, {}) if refined else {}
+        different = {name: values[name] for name in right.keys() & values.keys() if values[name] != right[name]}
+        assert different == {}, kind
+        if "mode" in values:
+            modes.setdefault(kind, []).append(values["mode"])
+    assert modes == MODES[path.stem]
+
+
+def model_patches(prompt: Json, source: list) -> Iterator[Json]:
+    """The nodes between a loader and a MODEL that it becomes."""
+    node = prompt[source[0]]
+    if "model" in node["inputs"]:
+        yield node
+        yield from model_patches(prompt, node["inputs"]["model"])
+
+
+def test_samples_with_the_lora_of_the_mode(path: Path) -> None:
+    """And with no other; block-sparse attention belongs to the LoRA that was trained with it."""
+    prompt = json.loads((API / path.name).read_text(encoding="utf-8"))
+    for inputs in (node["inputs"] for node in prompt.values()):
+        if {"model", "mode"} <= inputs.keys():
+            patches = list(model_patches(prompt, inputs["model"]))
+            loras = [patch["inputs"]["lora_name"] for patch in patches if "lora_name" in patch["inputs"]]
+            assert loras == [LORA_OF_MODE[mode] for mode in [inputs["mode"]] if mode in LORA_OF_MODE]
+            sparse = any(patch["class_type"] == "LongCatBlockSparseAttention" for patch in patches)
+            assert sparse == (REFINING in loras)
 
 
 def test_names_no_place_of_one_computer(workflow: Json) -> None:

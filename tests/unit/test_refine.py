@@ -1,0 +1,101 @@
+"""Frames and latents of refined videos."""
+
+import pytest
+import torch
+
+from longcat_core import refine
+from longcat_core.geometry import video_frames
+from longcat_core.refine import SHOWN_FRAMES, RefineFrames
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "num_cond_frames", "cond_latents", "latents", "front", "back"),
+    [
+        (186, 0, 0, 48, 0, 3),
+        (186, 26, 8, 48, 3, 0),
+        (93, 13, 4, 24, 0, 0),
+        (93, 0, 0, 24, 0, 0),
+        (186, 1, 4, 52, 12, 7),
+        (10, 0, 0, 4, 0, 3),
+        (14, 5, 4, 8, 8, 7),
+        (4, 0, 0, 4, 0, 9),
+        (16, 0, 0, 8, 0, 13),
+    ],
+)
+def test_padding(num_frames: int, num_cond_frames: int, cond_latents: int, latents: int, front: int, back: int) -> None:
+    """The first three rows are those of the reference; of the last one it loses three frames."""
+    plan = RefineFrames(num_frames, num_cond_frames)
+    assert (plan.num_cond_latents, plan.num_latents, plan.front, plan.back) == (cond_latents, latents, front, back)
+    assert plan.shown == (front, num_frames)
+
+
+def test_padding_always_fits() -> None:
+    for num_frames in range(1, 120):
+        for num_cond_frames in range(num_frames):
+            plan = RefineFrames(num_frames, num_cond_frames)
+            assert plan.num_latents % 4 == plan.num_cond_latents % 4 == 0
+            assert 0 <= plan.front < 16
+            assert 0 <= plan.back < 16
+            assert plan.front + num_frames + plan.back == video_frames(plan.num_latents)
+            if num_cond_frames:
+                assert plan.front + num_cond_frames == video_frames(plan.num_cond_latents)
+
+
+def test_nothing_to_refine_is_said() -> None:
+    with pytest.raises(ValueError, match=r"26 condition frames leave nothing to refine in a video .* 26 frames"):
+        RefineFrames(26, 26)
+
+
+def test_enlarging_keeps_corners_and_is_linear() -> None:
+    ramp = torch.linspace(0, 1, 5).view(5, 1, 1, 1) + torch.linspace(0, 1, 3).view(1, 3, 1, 1).expand(5, 3, 4, 3)
+    found = refine.upscaled(ramp, 10, 6, 8)
+    expected = torch.linspace(0, 1, 10).view(10, 1, 1, 1) + torch.linspace(0, 1, 6).view(1, 6, 1, 1)
+    assert found.shape == (10, 6, 8, 3)
+    assert torch.allclose(found, expected.expand(10, 6, 8, 3), atol=1e-6)
+
+
+def test_padded_frames_repeat_the_ends() -> None:
+    frames = torch.arange(3.0).view(3, 1, 1, 1)
+    assert refine.padded(frames, 2, 3).flatten().tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "expected"),
+    [
+        (93, [(0, 93)]),
+        (50, [(0, 50)]),
+        (94, [(0, 93), (80, 94)]),
+        (173, [(0, 93), (80, 173)]),
+        (174, [(0, 93), (80, 173), (160, 174)]),
+        (973, [(80 * i, 80 * i + 93) for i in range(12)]),
+    ],
+)
+def test_parts_of_a_long_video(num_frames: int, expected: list[tuple[int, int]]) -> None:
+    assert [(part.start, part.stop) for part in refine.parts(num_frames, 93, 13)] == expected
+
+
+def test_parts_that_add_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"num_cond_frames is 13 and length 13: .* add nothing"):
+        refine.parts(100, 13, 13)
+
+
+def test_a_segment_is_made_again_if_its_frames_or_those_before_change() -> None:
+    frames = torch.rand(40, 2, 2, 3)
+    parts = refine.parts(40, 20, 5)
+
+    def fingerprints(frames: torch.Tensor, seed: int = 3, **settings: int) -> list[str]:
+        return [segment.fingerprint for segment in refine.plan(frames, parts, "", seed, settings)]
+
+    same, changed = fingerprints(frames), frames.clone()
+    changed[22] = 0  # of the second segment, and not of the third
+    assert [a == b for a, b in zip(same, fingerprints(changed), strict=True)] == [True, False, False]
+    assert fingerprints(frames) == same
+    assert not set(same) & set(fingerprints(frames, seed=4))
+    assert not set(same) & set(fingerprints(frames, steps=9))
+    assert [segment.seed for segment in refine.plan(frames, parts, "", 2**64 - 1, {})] == [2**64 - 1, 0, 1]
+
+
+def test_a_latent_without_padding_is_shown_whole() -> None:
+    frames = torch.rand(5, 2, 2, 3)
+    assert refine.shown(frames, {"samples": torch.zeros(1)}) is frames
+    assert torch.equal(refine.shown(frames, {"samples": torch.zeros(1), SHOWN_FRAMES: (1, 3)}), frames[1:4])
