@@ -105,8 +105,8 @@ def check_frames(frames: Tensor, mode: RefineMode) -> None:
     least = 2 if mode == "spatial+temporal" else 1
     if len(frames) < least:
         raise ValueError(
-            f"The video to refine has {len(frames)} frames; mode {mode} needs at least {least}. Connect the decoded "
-            f"frames of a whole video{', or choose mode spatial' if len(frames) else ''}."
+            f"The video to refine has {len(frames)} frames; mode {mode} needs at least {least}. Connect the frames of "
+            f"a whole video as one batch of images (not a list){', or choose mode spatial' if len(frames) else ''}."
         )
 
 

@@ -31,10 +31,11 @@ BLOCK_SPARSE = "longcat_block_sparse"
 DEFAULT_SPARSITY = 0.9375
 DEFAULT_CHUNK = TokenGrid(4, 4, 4)
 GROUP_BYTES = 2**28
-GATHER_BYTES = 2**28
+GATHER_BYTES = 2**30
 CACHE_BYTES = 2**20  # of one CPU core
 MIN_TILE = 16
 MAX_TILE = 64
+WARPS = 4  # of a kernel for tiles of 64 x 64
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def attend_flex(q: Tensor, k: Tensor, v: Tensor, kept: Kept, real_k: Tensor | No
     mask = BlockMask.from_kv_blocks(
         counts, indices, BLOCK_SIZE=(tokens_q, tokens_k), mask_mod=None if real_k is None else is_real(real_k.flatten())
     )
-    tiles = {"BLOCK_M": tile(tokens_q), "BLOCK_N": tile(tokens_k)} if q.is_cuda else {}
+    tiles = {"BLOCK_M": tile(tokens_q), "BLOCK_N": tile(tokens_k), "num_warps": WARPS} if q.is_cuda else {}
     flat = [x.flatten(2, 3) for x in (q, k, v)]
     return compiled_flex(q.device.type)(*flat, block_mask=mask, kernel_options=tiles).view_as(q)
 
@@ -230,11 +231,15 @@ def compiled_flex(device_type: str) -> Callable[..., Any]:
 
 def find_backend(backend: Backend, q: Tensor, chunk_tokens_q: int, chunk_tokens_k: int) -> Attend:
     """The function that computes; see `block_sparse_attention`."""
+    problem: str | None
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}.")
-    if backend == "gather" or (backend == "auto" and not q.is_cuda):
+    if backend == "gather":
         return attend_gathered
-    problem = flex_problem(q.device, q.dtype, q.shape[3], chunk_tokens_q, chunk_tokens_k)
+    if backend == "auto" and not q.is_cuda:
+        problem = f"flex is for CUDA, this is {q.device.type}"
+    else:
+        problem = flex_problem(q.device, q.dtype, q.shape[3], chunk_tokens_q, chunk_tokens_k)
     if problem and backend == "flex":
         raise ValueError(f"Block-sparse attention cannot use flex_attention: {problem}. Set backend to auto or gather.")
     if backend == "auto":

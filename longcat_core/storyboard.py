@@ -145,21 +145,22 @@ def graph_digest(get_node: Callable[[str], Mapping[str, Any]], link: Any) -> str
 
 @dataclass(frozen=True)
 class SegmentFiles:
-    """The files of the segments of one storyboard: `<name>_<number>_<fingerprint>.latent` and `.mp4`.
+    """The files of the segments of one video: `<name>_<number>_<fingerprint>.latent` and `<...><video_tag>.mp4`.
 
     A file gets its name only when it is complete, and none is ever overwritten by one of other inputs.
     """
 
     folder: Path
     name: str
+    video_tag: str = ""
 
     def latent(self, segment: Segment) -> Path:
         """The latent of a segment, in the format of ComfyUI's *Load Latent*."""
-        return self._path(segment, "latent")
+        return self._path(segment, ".latent")
 
     def video(self, segment: Segment) -> Path:
         """The new frames of a segment."""
-        return self._path(segment, "mp4")
+        return self._path(segment, f"{self.video_tag}.mp4")
 
     def save_latent(self, segment: Segment, samples: Tensor) -> None:
         """Keep a finished segment `[1, 16, T, H, W]`."""
@@ -190,8 +191,8 @@ class SegmentFiles:
             )
         return samples
 
-    def _path(self, segment: Segment, extension: str) -> Path:
-        return self.folder / f"{self.name}_{segment.number:03}_{segment.fingerprint[:FINGERPRINT_DIGITS]}.{extension}"
+    def _path(self, segment: Segment, ending: str) -> Path:
+        return self.folder / f"{self.name}_{segment.number:03}_{segment.fingerprint[:FINGERPRINT_DIGITS]}{ending}"
 
 
 class completed:  # noqa: N801 - reads as a function

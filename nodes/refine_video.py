@@ -231,8 +231,8 @@ class LongCatRefineVideo(io.ComfyNode):
         parts = refine.parts(len(frames), length, num_cond_frames)
         made_from = {"settings": asdict(settings), "models": sources_digest(cls.hidden, "model", "positive", "vae")}
         plan = refine.plan(frames, parts, "", seed, made_from)
-        files, subfolder = segment_files(filename_prefix, target.width, target.height)
         refined_fps = refine.refined_length(1, mode) * Fraction(fps).limit_denominator(1001)
+        files, subfolder = segment_files(filename_prefix, *reversed(target), f"_{float(refined_fps):g}fps")
         studio = Refinement(model, positive, vae, frames, parts, refined_fps, settings)
         video = make_video(studio, plan, files, cls.hidden.unique_id, video_metadata(cls.hidden))
         return io.NodeOutput(video, float(refined_fps), ui=preview(plan, files, subfolder))

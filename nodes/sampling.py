@@ -28,7 +28,7 @@ def check_schedule(
     steps: int = 1, mode: schedule.Mode = "base", threshold: float = schedule.DEFAULT_REFINE_THRESHOLD
 ) -> None:
     """Raise ValueError if there is no such schedule."""
-    schedule.sigmas(mode, steps, threshold=threshold)
+    schedule.sigmas(mode, steps, schedule.DEFAULT_SHIFT, threshold)
 
 
 def cfg_zero_hook(args: dict[str, Any]) -> torch.Tensor:

@@ -52,15 +52,16 @@ class Studio(Protocol):
         """Frames of a segment, the shared ones included."""
 
 
-def segment_files(filename_prefix: str, width: int, height: int) -> tuple[SegmentFiles, str]:
+def segment_files(filename_prefix: str, width: int, height: int, video_tag: str = "") -> tuple[SegmentFiles, str]:
     """The files of segments in the output folder, and the subfolder that they are in.
 
     Args:
         filename_prefix: as of ComfyUI's own nodes that save.
         width, height: what stands for %width% and %height% in it.
+        video_tag: what only the videos depend on.
     """
     folder, name, _, subfolder, _ = get_save_image_path(filename_prefix, get_output_directory(), width, height)
-    return SegmentFiles(Path(folder), name), subfolder
+    return SegmentFiles(Path(folder), name, video_tag), subfolder
 
 
 def check_prefix(filename_prefix: str) -> None:

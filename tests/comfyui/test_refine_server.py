@@ -124,7 +124,7 @@ def test_a_long_video(uninterrupted: Any) -> None:
     (video,) = output(uninterrupted, "video").glob("refined_*.mp4")
     frames, fps = read_video(str(video))
     assert (len(frames), fps) == (2 * FRAMES, 30)
-    parts = [frames_of(path.with_suffix(".mp4")) for path in latents(uninterrupted, "refined")]
+    parts = [frames_of(path.with_name(f"{path.stem}_30fps.mp4")) for path in latents(uninterrupted, "refined")]
     assert [len(part) for part in parts] == [24, 16, 8]
 
 
@@ -193,7 +193,7 @@ def test_finished_it_samples_nothing_and_more_frames_only_add(uninterrupted: Any
 
 @pytest.mark.parametrize(
     ("changes", "calls"),
-    [({"seed": 4}, 3), ({"mode": "spatial"}, 3), ({"threshold": 0.3}, 3), ({"fps": 24.0}, 0)],
+    [({"seed": 4}, 3), ({"mode": "spatial"}, 3), ({"threshold": 0.3}, 3)],
     ids=lambda value: str(value),
 )
 def test_what_changes_the_result_is_made_anew(uninterrupted: Any, changes: dict, calls: int) -> None:
@@ -201,9 +201,14 @@ def test_what_changes_the_result_is_made_anew(uninterrupted: Any, changes: dict,
     assert len(made) == calls
 
 
-def test_other_frame_rates(server: Any, uninterrupted: Any) -> None:
-    frames, fps = saved(server, refine_video("refined", mode="spatial", fps=24.0))
-    assert (len(frames), fps) == (FRAMES, 24)
+def test_another_frame_rate_makes_other_videos_of_the_same_latents(server: Any, uninterrupted: Any) -> None:
+    frames, fps = saved(server, refine_video("refined", fps=23.976))
+    assert (len(frames), fps) == (2 * FRAMES, pytest.approx(47.952, abs=1e-3))
+    other = sorted(output(server, "longcat").glob("refined_*_47.952fps.mp4"))
+    assert len(other) == 3
+    for video in other:
+        assert read_video(str(video))[1] == pytest.approx(47.952, abs=1e-3)
+        assert read_video(str(video).replace("47.952", "30"))[1] == 30
 
 
 @pytest.mark.parametrize(
@@ -213,8 +218,8 @@ def test_other_frame_rates(server: Any, uninterrupted: Any) -> None:
         ("refine", {"threshold": 0.0}, "threshold is 0.0; it must be from 0.01 to 0.99."),
         ("refine", {"num_cond_frames": 12}, "num_cond_frames is 12 and length 12: segments that share all"),
         ("refine", {"width": 70}, "width must be a multiple of 16 (use 64 or 80), it is 70"),
-        ("refine", {"filename_prefix": "longcat/"}, "filename_prefix has no name at its end"),
-        ("refine", {"size": "4k"}, "size: '4k' not in ['720p', 'custom']"),
+        ("refine", {"filename_prefix": "longcat/.."}, "filename_prefix has no name at its end"),
+        ("refine", {"size": "4k"}, "size is '4k'; it must be one of 720p, custom."),
         ("sparse", {"sparsity": 1.0}, "sparsity is 1.0; it must be from 0.0 to 0.999."),
     ],
 )
@@ -253,10 +258,26 @@ def test_wrong_frames_are_said(server: Any) -> None:
     assert "The refined video has 96 frames of 16384 x 16384 pixels, 309.2 GB as images" in failure(server, large)
 
 
-def test_frames_of_mixed_sizes(server: Any, given: dict) -> None:
-    """A list makes ComfyUI run the graph for each; what cannot belong together is said."""
+def test_frames_of_mixed_sizes(server: Any) -> None:
+    """A list, which ComfyUI runs the graph for one by one; a batch, of one size; another video's condition frames."""
+    folder = server.base_directory / "input"
+    sizes = {"a": (84, 48), "b": (30, 60)}
     prompt = refine(5, **SMALL)
-    crop = {"image": ["components", 0], "width": 84, "height": 20, "x": 0, "y": 0}
-    prompt["wide"] = {"class_type": "ImageCrop", "inputs": crop}
-    prompt["refine"]["inputs"] |= {"condition_frames": ["wide", 0], "num_cond_frames": 4}
-    assert "condition_frames is 84 x 20 pixels and the refined video 64 x 64: shapes" in failure(server, prompt)
+    for name, size in sizes.items():
+        Image.new("RGB", size, "red").save(folder / f"{name}.png")
+        prompt[name] = {"class_type": "LoadImage", "inputs": {"image": f"{name}.png"}}
+    listed = {f"inputs.input{index}": [name, 0] for index, name in enumerate(sizes)}
+    prompt["list"] = {"class_type": "CreateList", "inputs": listed}
+    prompt["batch"] = {"class_type": "ImageBatch", "inputs": {"image1": ["a", 0], "image2": ["b", 0]}}
+    prompt["refine"]["inputs"]["frames"] = ["list", 0]
+    assert (
+        "has 1 frames; mode spatial+temporal needs at least 2. Connect the frames of a whole video as one"
+        in failure(server, prompt)
+    )
+
+    prompt["refine"]["inputs"]["frames"] = ["batch", 0]
+    frames, _ = saved(server, prompt)
+    assert (frames[0].shape, len(frames)) == ((64, 64, 3), 4)
+
+    prompt["refine"]["inputs"] |= {"frames": ["components", 0], "condition_frames": ["b", 0]}
+    assert "condition_frames is 30 x 60 pixels and the refined video 64 x 64: shapes" in failure(server, prompt)
