@@ -49,7 +49,8 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         grid = LatentShape(*input_shape[2:]).grid(self.diffusion_model.patch_size)
         itemsize = self.get_dtype_inference().itemsize
         num_tokens = input_shape[0] * grid.num_tokens
-        return activation_bytes(num_tokens, self.diffusion_model.hidden_size, itemsize) + reserved
+        has_cache = self.kv_cache is not None
+        return activation_bytes(num_tokens, self.diffusion_model.hidden_size, itemsize, has_cache) + reserved
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """Text and condition frames for the network, and its LoRAs as the graph has them.

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 MAX_SPAN_TOKENS = 16384
-# Of all tokens at once: the tokens, modulated ones, queries, keys, values, what they attended to, and two for kernels
-# and caches that make copies. Of the tokens of a span: what the projections, norms and rotations make in between.
-RESIDENT_COPIES = 8
+# Of all tokens at once: the tokens, modulated ones, queries, keys, values, what they attended to, and three for kernels
+# that make copies. Of the tokens of a span: what the projections, norms and rotations make in between.
+RESIDENT_COPIES = 9
 PASSING_COPIES = 8
+CACHED_COPIES = 2  # keys and values behind those of a cache
 
 
 def by_spans(stage: Callable[..., Tensor], *inputs: Tensor, out_dim: int = 1) -> Tensor:
@@ -54,13 +55,15 @@ def span_units(inputs: tuple[Tensor, ...]) -> int:
     return -(-min(x.shape[1] for x in inputs) // num_spans)
 
 
-def activation_bytes(num_tokens: int, hidden_size: int, itemsize: int) -> int:
+def activation_bytes(num_tokens: int, hidden_size: int, itemsize: int, has_cache: bool = False) -> int:
     """Bytes that a call of the network needs besides its weights, at the most, with an attention that keeps no scores.
 
     Args:
         num_tokens: of all videos of the batch.
         hidden_size: of the network.
         itemsize: bytes per value of the compute dtype.
+        has_cache: whether condition frames are cached.
     """
-    copies = RESIDENT_COPIES * num_tokens + PASSING_COPIES * min(num_tokens, MAX_SPAN_TOKENS)
+    resident = RESIDENT_COPIES + (CACHED_COPIES if has_cache else 0)
+    copies = resident * num_tokens + PASSING_COPIES * min(num_tokens, MAX_SPAN_TOKENS)
     return copies * hidden_size * itemsize

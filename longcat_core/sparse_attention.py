@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -34,8 +35,12 @@ GROUP_BYTES = 2**28
 GATHER_BYTES = 2**30
 CACHE_BYTES = 2**20  # of one CPU core
 MIN_TILE = 16
+MAX_DEVIATION = 0.02  # of two backends, relative; bf16 rounds by 0.004
 MAX_TILE = 64
 WARPS = 4  # of a kernel for tiles of 64 x 64
+MAX_COMPILED_SIZES = 256
+FAILED: set[tuple[torch.device, torch.dtype, bool]] = set()
+"""Cases in which flex_attention failed in this process."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class BlockSparse:
         )
 
 
+@torch.compiler.disable  # inside another graph flex_attention would not be compiled by itself, and then be dense
 def block_sparse_attention(
     q: Tensor,
     k: Tensor,
@@ -161,7 +167,7 @@ def attend_gathered(q: Tensor, k: Tensor, v: Tensor, kept: Kept, real_k: Tensor 
     """
     first = torch.arange(q.shape[0] * q.shape[1], device=q.device) * k.shape[2]
     indices = (kept.indices.flatten(0, 1) + first.view(-1, 1, 1)).flatten(0, 1)
-    seen = seen_tokens(kept, real_k, k.shape[3])
+    counts = None if kept.counts is None else kept.counts.flatten()
     rows, k_rows, v_rows = (x.flatten(0, 2) for x in (q, k, v))
 
     row_bytes = 2 * indices.shape[1] * k.shape[3] * k.shape[4] * k.element_size()
@@ -172,7 +178,7 @@ def attend_gathered(q: Tensor, k: Tensor, v: Tensor, kept: Kept, real_k: Tensor 
         chosen = indices[part].flatten()
         q_part = rows[part].unsqueeze(1)
         k_part, v_part = (x.index_select(0, chosen).view(len(q_part), 1, -1, x.shape[2]) for x in (k_rows, v_rows))
-        mask = None if seen is None else seen[part].unsqueeze(1).unsqueeze(1)
+        mask = seen_tokens(indices[part] % k.shape[2], None if counts is None else counts[part], real_k, k.shape[3])
         out[part] = scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=mask).squeeze(1)
     return out.view_as(q)
 
@@ -182,15 +188,20 @@ def gather_bytes(device: torch.device) -> int:
     return CACHE_BYTES * torch.get_num_threads() if device.type == "cpu" else GATHER_BYTES
 
 
-def seen_tokens(kept: Kept, real_k: Tensor | None, chunk_tokens: int) -> Tensor | None:
-    """Which tokens of the kept chunks count: bool `[B * heads * chunks of queries, n * tokens]`; None: all."""
-    indices = kept.indices.flatten(0, 2)
+def seen_tokens(indices: Tensor, counts: Tensor | None, real_k: Tensor | None, chunk_tokens: int) -> Tensor | None:
+    """Which tokens of kept chunks count: bool `[rows, 1, 1, n * tokens]`; None: all.
+
+    Args:
+        indices: the kept chunks `[rows, n]`.
+        counts: how many of them are kept `[rows]`; None: all.
+        real_k: tokens that are not padding `[chunks, tokens]`; None: all.
+        chunk_tokens: tokens of a chunk.
+    """
     seen = None if real_k is None else real_k[indices]
-    if kept.counts is not None:
-        rank = torch.arange(indices.shape[1], device=indices.device)
-        counted = (rank < kept.counts.flatten().unsqueeze(1)).unsqueeze(2)
+    if counts is not None:
+        counted = (torch.arange(indices.shape[1], device=indices.device) < counts.unsqueeze(1)).unsqueeze(2)
         seen = counted.expand(-1, -1, chunk_tokens) if seen is None else seen & counted
-    return None if seen is None else seen.flatten(1, 2)
+    return None if seen is None else seen.flatten(1, 2).unsqueeze(1).unsqueeze(1)
 
 
 def attend_flex(q: Tensor, k: Tensor, v: Tensor, kept: Kept, real_k: Tensor | None) -> Tensor:
@@ -201,11 +212,40 @@ def attend_flex(q: Tensor, k: Tensor, v: Tensor, kept: Kept, real_k: Tensor | No
     indices = torch.nn.functional.pad(kept.indices, (0, num_k - kept.indices.shape[3])).int()
     counts = torch.full_like(indices[..., 0], kept.indices.shape[3]) if kept.counts is None else kept.counts.int()
     mask = BlockMask.from_kv_blocks(
-        counts, indices, BLOCK_SIZE=(tokens_q, tokens_k), mask_mod=None if real_k is None else is_real(real_k.flatten())
+        counts,
+        indices,
+        BLOCK_SIZE=(tokens_q, tokens_k),
+        mask_mod=None if real_k is None else is_real(real_k.flatten()),
+        compute_q_blocks=q.requires_grad,  # only gradients need them, and they take longer than the attention
     )
     tiles = {"BLOCK_M": tile(tokens_q), "BLOCK_N": tile(tokens_k), "num_warps": WARPS} if q.is_cuda else {}
     flat = [x.flatten(2, 3) for x in (q, k, v)]
-    return compiled_flex(q.device.type)(*flat, block_mask=mask, kernel_options=tiles).view_as(q)
+    with torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_SIZES):
+        return compiled_flex(q.device.type)(*flat, block_mask=mask, kernel_options=tiles).view_as(q)
+
+
+def attend_flex_or_gathered(q: Tensor, k: Tensor, v: Tensor, kept: Kept, real_k: Tensor | None) -> Tensor:
+    """With flex_attention, and after its first failure gathered; arguments as `attend_gathered`."""
+    case = (q.device, q.dtype, real_k is None)
+    if case not in FAILED:
+        try:
+            return attend_flex(q, k, v, kept, real_k)
+        except torch.OutOfMemoryError:
+            raise
+        except flex_errors() as error:
+            FAILED.add(case)
+            say_once(f"LongCat Block-Sparse Attention goes on with gather: flex {failure(error)}.")
+    return attend_gathered(q, k, v, kept, real_k)
+
+
+def flex_errors() -> tuple[type[Exception], ...]:
+    """What flex_attention fails with where it is missing, cannot be compiled, or was compiled too often."""
+    return (ImportError, RuntimeError, TypeError, torch._dynamo.exc.FailOnRecompileLimitHit)
+
+
+def failure(error: Exception) -> str:
+    """An error in one line."""
+    return f"fails with {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def is_real(real: Tensor) -> Callable[..., Tensor]:
@@ -226,7 +266,7 @@ def compiled_flex(device_type: str) -> Callable[..., Any]:
     """
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, fullgraph=True, dynamic=False if device_type == "cpu" else None)
+    return torch.compile(flex_attention, fullgraph=True, dynamic=device_type != "cpu")
 
 
 def find_backend(backend: Backend, q: Tensor, chunk_tokens_q: int, chunk_tokens_k: int) -> Attend:
@@ -244,17 +284,17 @@ def find_backend(backend: Backend, q: Tensor, chunk_tokens_q: int, chunk_tokens_
         raise ValueError(f"Block-sparse attention cannot use flex_attention: {problem}. Set backend to auto or gather.")
     if backend == "auto":
         say_once(f"LongCat Block-Sparse Attention uses {f'gather: {problem}' if problem else 'flex'}.")
-    return attend_gathered if problem else attend_flex
+    if problem:
+        return attend_gathered
+    return attend_flex if backend == "flex" else attend_flex_or_gathered
 
 
-@torch.compiler.disable
 @functools.cache
 def say_once(sentence: str) -> None:
     """Write to the log what is not yet there."""
     logging.info(sentence)
 
 
-@torch.compiler.disable
 @functools.cache
 def flex_problem(
     device: torch.device, dtype: torch.dtype, head_dim: int, chunk_tokens_q: int, chunk_tokens_k: int
@@ -266,10 +306,17 @@ def flex_problem(
     sizes = (chunk_tokens_q, chunk_tokens_k, chunk_tokens_k)
     q, k, v = (torch.randn(1, 2, 4, n, head_dim, generator=generator).to(device, dtype) for n in sizes)
     kept = select(means(q, None), means(k, None), 0.5)
-    try:
-        found = attend_flex(q, k, v, kept, None)
-    except (ImportError, RuntimeError) as error:
-        return f"it fails with {type(error).__name__}: {str(error).splitlines()[0]}"
-    expected = attend_gathered(q, k, v, kept, None)
-    deviation = (found - expected).float().norm() / expected.float().norm()
-    return None if deviation < 0.02 else f"its result deviates by {deviation:.2g} from that of gather"
+    padded = torch.ones(4, chunk_tokens_k, dtype=torch.bool, device=device)
+    padded[-1, -1] = False
+    for real in (None, padded):
+        try:
+            found = attend_flex(q, k, v, kept, real)
+        except torch.OutOfMemoryError:
+            raise
+        except flex_errors() as error:
+            return f"it {failure(error)}"
+        expected = attend_gathered(q, k, v, kept, real)
+        deviation = (found - expected).float().norm() / expected.float().norm()
+        if not deviation < MAX_DEVIATION:
+            return f"its result deviates by {deviation:.2g} from that of gather"
+    return None

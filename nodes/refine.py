@@ -16,7 +16,7 @@ TRAINED = "720p"
 REFINED_SIZES = (TRAINED, CUSTOM)
 
 
-def check_refined_size(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, size: str = CUSTOM) -> None:
+def check_refined_size(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, size: str = TRAINED) -> None:
     """Raise ValueError if there is no refined video of this size."""
     if size not in REFINED_SIZES:
         raise ValueError(f"size is {size!r}; it must be one of {', '.join(REFINED_SIZES)}.")

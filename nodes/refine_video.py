@@ -126,7 +126,7 @@ class LongCatRefineVideo(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     tooltip="LongCat-Video with the refinement LoRA; with LongCat Block-Sparse "
-                    "Attention it is several times faster.",
+                    "Attention attention is a sixteenth of the work.",
                 ),
                 io.Conditioning.Input("positive", tooltip="The video's prompt; an empty one where it had several."),
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, from LongCat Loader or Load VAE."),
@@ -232,7 +232,7 @@ class LongCatRefineVideo(io.ComfyNode):
         made_from = {"settings": asdict(settings), "models": sources_digest(cls.hidden, "model", "positive", "vae")}
         plan = refine.plan(frames, parts, "", seed, made_from)
         refined_fps = refine.refined_length(1, mode) * Fraction(fps).limit_denominator(1001)
-        files, subfolder = segment_files(filename_prefix, *reversed(target), f"_{float(refined_fps):g}fps")
+        files, subfolder = segment_files(filename_prefix, target.width, target.height, f"_{float(refined_fps):g}fps")
         studio = Refinement(model, positive, vae, frames, parts, refined_fps, settings)
         video = make_video(studio, plan, files, cls.hidden.unique_id, video_metadata(cls.hidden))
         return io.NodeOutput(video, float(refined_fps), ui=preview(plan, files, subfolder))

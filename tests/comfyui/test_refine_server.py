@@ -178,6 +178,18 @@ def test_equals_the_graph_of_single_nodes(uninterrupted: Any, server: Any) -> No
     assert np.array_equal(pictures(server, "single"), whole[:40])
 
 
+def test_condition_frames_come_back(server: Any) -> None:
+    """In the sampled latent, where the other frames are new."""
+    prompt = refine(FRAMES, condition_frames=["components", 0], num_cond_frames=9, **SMALL | {"width": 112})
+    for name in ("refine", "sampler"):
+        inputs = {"samples": [name, 0], "filename_prefix": f"cond/{name}"}
+        prompt[f"{name} saved"] = {"class_type": "SaveLatent", "inputs": inputs}
+    assert sampled(server, prompt) == [STEPS]
+    start, end = (samples_of(next(output(server, "cond").glob(f"{name}_*"))) for name in ("refine", "sampler"))
+    assert (start - end)[:, :, :4].abs().max() < 1e-5
+    assert (start - end)[:, :, 4:].abs().amax((0, 1, 3, 4)).min() > 0.1
+
+
 def test_finished_it_samples_nothing_and_more_frames_only_add(uninterrupted: Any, given: dict) -> None:
     before = state(latents(uninterrupted, "refined"))
     # Another output node that was not there makes ComfyUI run the prompt again.

@@ -8,10 +8,12 @@ import torch
 from live_bytes import LiveBytes
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from longcat_core import spans, sparse_attention
+from longcat_core.chunks import Chunking, means
 from longcat_core.geometry import TokenGrid
 from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
 from longcat_core.sparse_attention import BLOCK_SPARSE, BlockSparse, block_sparse_attention
@@ -67,12 +69,6 @@ def by_mask(q: Tensor, k: Tensor, v: Tensor, case: tuple[Sizes, ...], rule: tupl
     for row, picks, count in zip(seen.flatten(0, 2), order.flatten(0, 2), counts.flatten(), strict=True):
         row[picks[:count]] = True
     return scaled_dot_product_attention(q, k, v, attn_mask=seen[:, :, of_q][..., of_k])
-
-
-@pytest.fixture(autouse=True)
-def compiled_anew() -> None:
-    """PyTorch compiles one function for a handful of sizes only."""
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +142,7 @@ def test_wrong_input_is_said(changes: dict, said: str) -> None:
 
 def test_auto_says_what_it_takes(caplog: pytest.LogCaptureFixture) -> None:
     q = torch.zeros(1, 1, 64, 16)
-    getattr(sparse_attention.say_once, "_torchdynamo_orig_callable").cache_clear()  # noqa: B009 - of no public type
+    sparse_attention.say_once.cache_clear()
     with caplog.at_level("INFO"):
         found = [sparse_attention.find_backend("auto", q, 64, 64) for _ in range(2)]
     assert found == 2 * [sparse_attention.attend_gathered]
@@ -175,6 +171,79 @@ def test_a_kernel_that_fails_or_errs_is_found_out(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(sparse_attention, "attend_flex", attend)
         problem = sparse_attention.flex_problem(torch.device("cpu"), torch.float32, head_dim, 64, 64)
         assert problem.startswith(said)
+
+
+@torch.inference_mode()
+def test_many_sizes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own limit is 8, after which nothing new is compiled in that process."""
+    calls = []
+
+    def count(graph: Any, example: Any) -> Any:
+        calls.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False, backend=count)
+    monkeypatch.setattr(sparse_attention, "compiled_flex", lambda device_type: compiled)
+    for height in range(4, 16):
+        grid = (2, height, 4)
+        q, k, v = inputs(grid, grid)
+        sparse_attention.attend_flex(*split(q, k, v, grid), None)
+    assert len(calls) >= 10
+
+
+def split(q: Tensor, k: Tensor, v: Tensor, grid: Sizes) -> tuple[Any, ...]:
+    """Chunks of queries, keys and values, and those of the keys that are kept."""
+    chunks = [Chunking(TokenGrid(*grid), TokenGrid(1, 1, 4)).split(x) for x in (q, k, v)]
+    return *chunks, sparse_attention.select(*(means(x, None) for x in chunks[:2]), 0.5)
+
+
+def test_auto_goes_on_where_flex_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    tries = []
+
+    def fail(*args: Any) -> Tensor:
+        tries.append(args)
+        raise torch._dynamo.exc.FailOnRecompileLimitHit("too many\nsizes")
+
+    monkeypatch.setattr(sparse_attention, "attend_flex", fail)
+    monkeypatch.setattr(sparse_attention, "FAILED", set())
+    sparse_attention.say_once.cache_clear()
+    grid = (2, 4, 4)
+    chunks = split(*inputs(grid, grid), grid)
+    with caplog.at_level("INFO"):
+        found = [sparse_attention.attend_flex_or_gathered(*chunks, None) for _ in range(2)]
+    assert torch.equal(found[0], sparse_attention.attend_gathered(*chunks, None))
+    assert torch.equal(*found)
+    assert len(tries) == 1
+    assert caplog.messages == [
+        "LongCat Block-Sparse Attention goes on with gather: flex fails with FailOnRecompileLimitHit: too many."
+    ]
+
+
+def test_running_out_of_memory_is_not_taken_for_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(sparse_attention, "attend_flex", fail)
+    grid = (2, 4, 4)
+    with pytest.raises(torch.OutOfMemoryError):
+        sparse_attention.attend_flex_or_gathered(*split(*inputs(grid, grid), grid), None)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            sparse_attention.flex_problem(torch.device("cpu"), torch.float32, 56, 64, 64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.inference_mode()
+def test_compiled_models_attend_to_the_same_chunks(backend: Any) -> None:
+    """Inside the graph of a compiled model flex_attention alone would be dense."""
+    module = network(hidden=64)
+    x, text = torch.randn(1, 16, 4, 16, 16), torch.randn(1, 16, 32)
+    options = {BLOCK_SPARSE: BlockSparse(0.9, backend=backend)}
+    plain = module(x, torch.tensor([700.0]), text, transformer_options=options)
+    compiled = torch.compile(module, backend="eager")(x, torch.tensor([700.0]), text, transformer_options=options)
+    dense = module(x, torch.tensor([700.0]), text)
+    assert (compiled - plain).abs().max() < 1e-4
+    assert (compiled - dense).abs().max() > 1e-2
 
 
 @torch.inference_mode()
