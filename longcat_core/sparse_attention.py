@@ -240,7 +240,8 @@ def attend_flex_or_gathered(q: Tensor, k: Tensor, v: Tensor, kept: Kept, real_k:
 
 def flex_errors() -> tuple[type[Exception], ...]:
     """What flex_attention fails with where it is missing, cannot be compiled, or was compiled too often."""
-    return (ImportError, RuntimeError, TypeError, torch._dynamo.exc.FailOnRecompileLimitHit)
+    too_often = getattr(torch._dynamo.exc, "FailOnRecompileLimitHit", RuntimeError)  # not in older versions
+    return (ImportError, AttributeError, TypeError, RuntimeError, too_often)
 
 
 def failure(error: Exception) -> str:
