@@ -149,15 +149,12 @@ def parts(num_frames: int, length: int, num_shared: int) -> list[slice]:
     return [slice(start, min(start + length, num_frames)) for start in starts]
 
 
-def plan(
-    frames: Tensor, segments: list[slice], prompt: str, seed: int, settings: dict[str, Any]
-) -> list[storyboard.Segment]:
+def plan(frames: Tensor, segments: list[slice], seed: int, settings: dict[str, Any]) -> list[storyboard.Segment]:
     """What each segment of a long video is made from; a fingerprint covers its own frames and the segments before.
 
     Args:
         frames: the whole video `[F, H, W, C]`.
         segments: as `parts`.
-        prompt: of all of them, for people.
         seed: of the first, counted up.
         settings: everything else that segments are made from, as JSON values.
     """
@@ -166,7 +163,7 @@ def plan(
     for index, part in enumerate(segments):
         segment_seed = (seed + index) % (storyboard.MAX_SEED + 1)
         fingerprint = storyboard.digest(fingerprint, storyboard.frames_digest(frames[part]), segment_seed)
-        planned.append(storyboard.Segment(index, prompt, segment_seed, "refine", fingerprint))
+        planned.append(storyboard.Segment(index, "", segment_seed, "refine", fingerprint))
     return planned
 
 

@@ -230,7 +230,7 @@ class LongCatRefineVideo(io.ComfyNode):
         settings = RefineSettings(mode, target, num_cond_frames, steps, threshold)
         parts = refine.parts(len(frames), length, num_cond_frames)
         made_from = {"settings": asdict(settings), "models": sources_digest(cls.hidden, "model", "positive", "vae")}
-        plan = refine.plan(frames, parts, "", seed, made_from)
+        plan = refine.plan(frames, parts, seed, made_from)
         refined_fps = refine.refined_length(1, mode) * Fraction(fps).limit_denominator(1001)
         files, subfolder = segment_files(filename_prefix, target.width, target.height, f"_{float(refined_fps):g}fps")
         studio = Refinement(model, positive, vae, frames, parts, refined_fps, settings)

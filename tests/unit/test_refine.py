@@ -84,7 +84,7 @@ def test_a_segment_is_made_again_if_its_frames_or_those_before_change() -> None:
     parts = refine.parts(40, 20, 5)
 
     def fingerprints(frames: torch.Tensor, seed: int = 3, **settings: int) -> list[str]:
-        return [segment.fingerprint for segment in refine.plan(frames, parts, "", seed, settings)]
+        return [segment.fingerprint for segment in refine.plan(frames, parts, seed, settings)]
 
     same, changed = fingerprints(frames), frames.clone()
     changed[22] = 0  # of the second segment, and not of the third
@@ -92,7 +92,7 @@ def test_a_segment_is_made_again_if_its_frames_or_those_before_change() -> None:
     assert fingerprints(frames) == same
     assert not set(same) & set(fingerprints(frames, seed=4))
     assert not set(same) & set(fingerprints(frames, steps=9))
-    assert [segment.seed for segment in refine.plan(frames, parts, "", 2**64 - 1, {})] == [2**64 - 1, 0, 1]
+    assert [segment.seed for segment in refine.plan(frames, parts, 2**64 - 1, {})] == [2**64 - 1, 0, 1]
 
 
 def test_a_latent_without_padding_is_shown_whole() -> None:
