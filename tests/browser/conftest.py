@@ -25,7 +25,7 @@ ARGUMENTS = (
 )
 TOY_FILE, TOY_WIDTH = "longcat-toy.safetensors", 192
 TOY_PROMPT = "a red circle moving right on a white background"
-PATIENCE = 20_000  # milliseconds until something that should appear is missed
+PATIENCE = 60_000  # milliseconds until something that should appear is missed
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,

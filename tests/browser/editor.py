@@ -18,7 +18,7 @@ VIEWPORT = ViewportSize(width=1920, height=1080)
 SEARCH_SPOT = (900, 700)  # pixels; nothing lies there in an empty workflow
 NODE_SPOT = (500, 300)  # apart from the other, or clicks on both could count as a double click
 START_TIMEOUT = 120_000  # milliseconds, as all of playwright's; a busy machine needs 10 s
-RUN_TIMEOUT = 120_000
+RUN_TIMEOUT = 300_000
 SEARCH_TIMEOUT = 8_000
 SEARCH_ATTEMPTS = 4
 

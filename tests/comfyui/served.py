@@ -9,6 +9,7 @@ import safetensors.torch
 from torch import Tensor
 
 Prompt = dict[str, dict]
+VIDEO_NOISE = 2.0
 
 
 def samplings(events: list[Any]) -> list[int]:
@@ -43,6 +44,14 @@ def frames_of(path: Path) -> np.ndarray:
     """Frames `[F, H, W, 3]` of a video file."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def same_video(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two videos `[F, H, W, 3]` are of the same frames.
+
+    H.264 does not always come out the same: frames of one picture may differ, by a mean of up to `VIDEO_NOISE` of 255.
+    """
+    return x.shape == y.shape and bool(np.abs(x.astype(np.float32) - y).mean(axis=(1, 2, 3)).max() <= VIDEO_NOISE)
 
 
 def state(paths: list[Path]) -> list[tuple[str, int, bytes]]:

@@ -1,6 +1,7 @@
 """Refinement through a real server: at the trained size, twice the same, and segment by segment, killed and resumed."""
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,19 @@ LOADER = {"class_type": "LongCatLoader", "inputs": {"folder": "tiny-random"}}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def given(server: Any) -> dict[int, np.ndarray]:
+def given(server: Any) -> None:
     """Videos `<n>.mp4` of n frames in the server's folder of inputs: a bright bar that moves."""
-    videos = {}
     for count in (5, FRAMES):
         frames = np.full((count, HEIGHT, WIDTH, 3), 40, np.uint8)
         for index, frame in enumerate(frames):
             frame[:, 2 * index : 2 * index + 20] = (220, 180, 60)
         write_video(frames, server.base_directory / "input" / f"{count}.mp4", 15)
-        videos[count] = frames
-    return videos
+
+
+def copy_given(name: str, source: Any, target: Any) -> None:
+    """Give a server the very file of another: written a second time, its frames might be others."""
+    (target.base_directory / "input").mkdir(exist_ok=True)
+    shutil.copy(source.base_directory / "input" / name, target.base_directory / "input" / name)
 
 
 def refine(count: int, seed: int = 3, **changes: Any) -> Prompt:
@@ -92,11 +96,11 @@ def test_the_trained_size(server: Any) -> None:
     assert (frames[0].shape, len(frames), fps) == ((1920, 512, 3), 10, 30)
 
 
-def test_same_seed_same_bytes(start: Any, server: Any, given: dict) -> None:
+def test_same_seed_same_bytes(start: Any, server: Any) -> None:
     """In two servers, so that nothing is remembered; another seed gives other ones."""
     found: list[list[bytes]] = []
     with start() as other:
-        write_video(given[5], other.base_directory / "input" / "5.mp4", 15)
+        copy_given("5.mp4", server, other)
         for one, seed in ((other, 3), (server, 3), (server, 4)):
             prompt = refine(5, seed, **SMALL)
             inputs = {"images": ["decode", 0], "filename_prefix": f"png/{len(found)}"}
@@ -128,12 +132,12 @@ def test_a_long_video(uninterrupted: Any) -> None:
     assert [len(part) for part in parts] == [24, 16, 8]
 
 
-def test_killed_in_the_second_segment_it_goes_on_with_it(start: Any, uninterrupted: Any, given: dict) -> None:
+def test_killed_in_the_second_segment_it_goes_on_with_it(start: Any, uninterrupted: Any) -> None:
     from comfyui_server import ServerError
 
     prompt = refine_video("refined")
     with start() as server:
-        write_video(given[FRAMES], server.base_directory / "input" / f"{FRAMES}.mp4", 15)
+        copy_given(f"{FRAMES}.mp4", uninterrupted, server)
         events: list[Any] = []
 
         def kill_in_the_second(event: Any) -> None:
@@ -190,7 +194,7 @@ def test_condition_frames_come_back(server: Any) -> None:
     assert (start - end)[:, :, 4:].abs().amax((0, 1, 3, 4)).min() > 0.1
 
 
-def test_finished_it_samples_nothing_and_more_frames_only_add(uninterrupted: Any, given: dict) -> None:
+def test_finished_it_samples_nothing_and_more_frames_only_add(uninterrupted: Any) -> None:
     before = state(latents(uninterrupted, "refined"))
     # Another output node that was not there makes ComfyUI run the prompt again.
     prompt = refine_video("refined", threshold=0.5)
