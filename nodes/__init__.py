@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from ..longcat_core import detection
+from ..longcat_core.comfyui import family as detection
 from .acceleration import LongCatBlockSparseAttention, LongCatKVCache
 from .latents import LongCatContinueLatent, LongCatLatent
 from .loaders import MODELS_FOLDER, LongCatLoader

@@ -5,10 +5,11 @@ from typing import Any
 import comfy.patcher_extension
 from comfy_api.latest import io
 
-from ..longcat_core import kv_cache, sparse_attention
-from ..longcat_core.geometry import TokenGrid
-from ..longcat_core.model_base import LongCatVideoModel
-from ..longcat_core.sparse_attention import BLOCK_SPARSE, DEFAULT_CHUNK, DEFAULT_SPARSITY, BlockSparse
+from ..longcat_core.comfyui.model_base import LongCatVideoModel
+from ..longcat_core.frames.geometry import TokenGrid
+from ..longcat_core.network import kv_cache
+from ..longcat_core.sparse import attention as sparse_attention
+from ..longcat_core.sparse.attention import BLOCK_SPARSE, DEFAULT_CHUNK, DEFAULT_SPARSITY, BlockSparse
 from .validation import check_inputs, check_when_run
 
 KEY = "longcat_kv_cache"

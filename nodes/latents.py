@@ -8,9 +8,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longcat_core import buckets, condition
-from ..longcat_core.condition import DEFAULT_COND_FRAMES
-from ..longcat_core.geometry import (
+from ..longcat_core.frames import buckets, condition
+from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES
+from ..longcat_core.frames.geometry import (
     LATENT_CHANNELS,
     LENGTH_GRID,
     PIXEL_MULTIPLE,
@@ -19,7 +19,7 @@ from ..longcat_core.geometry import (
     LatentShape,
     PixelShape,
 )
-from ..longcat_core.refine import SHOWN_FRAMES
+from ..longcat_core.frames.refine import SHOWN_FRAMES
 from .validation import check_inputs, check_latent, check_when_run, rgb
 
 CUSTOM = "custom"

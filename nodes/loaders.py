@@ -8,7 +8,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..longcat_core import checkpoint
+from ..longcat_core.comfyui import load as checkpoint
 from .validation import check_inputs
 
 MODELS_FOLDER = "longcat"

@@ -10,12 +10,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longcat_core import buckets, refine, storyboard
-from ..longcat_core.condition import DEFAULT_COND_FRAMES
-from ..longcat_core.geometry import FRAMES_PER_SECOND, PIXEL_MULTIPLE, PixelShape
-from ..longcat_core.refine import SHOWN_FRAMES, RefineFrames, RefineMode
+from ..longcat_core.frames import buckets, refine
+from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES
+from ..longcat_core.frames.geometry import FRAMES_PER_SECOND, PIXEL_MULTIPLE, PixelShape
+from ..longcat_core.frames.refine import SHOWN_FRAMES, RefineFrames, RefineMode
 from ..longcat_core.schedule import DEFAULT_REFINE_THRESHOLD
-from ..longcat_core.storyboard import Segment
+from ..longcat_core.segments import storyboard
+from ..longcat_core.segments.storyboard import Segment
 from .refine import TRAINED, check_refined_size, mode_input, refined_size, refining, size_inputs
 from .sampling import LongCatSampler, check_schedule, threshold_input
 from .segments import Made, check_prefix, make_video, preview, segment_files, sources_digest, video_metadata

@@ -7,8 +7,9 @@ import torch
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
-from ..longcat_core import detection, schedule
-from ..longcat_core.condition import is_waiting
+from ..longcat_core import schedule
+from ..longcat_core.comfyui import family as detection
+from ..longcat_core.frames.condition import is_waiting
 from ..longcat_core.guidance import cfg_zero_denoised
 from .validation import check_inputs, check_when_run
 

@@ -12,8 +12,8 @@ from folder_paths import get_output_directory, get_save_image_path
 from server import PromptServer
 from torch import Tensor
 
-from ..longcat_core import storyboard
-from ..longcat_core.storyboard import Segment, SegmentFiles
+from ..longcat_core.segments import storyboard
+from ..longcat_core.segments.storyboard import Segment, SegmentFiles
 
 
 class Made(NamedTuple):

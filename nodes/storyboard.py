@@ -7,10 +7,11 @@ import nodes
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longcat_core import condition, storyboard
-from ..longcat_core.condition import DEFAULT_COND_FRAMES, given_frames
-from ..longcat_core.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
-from ..longcat_core.storyboard import frames_digest
+from ..longcat_core.frames import condition
+from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES, given_frames
+from ..longcat_core.frames.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
+from ..longcat_core.segments import storyboard
+from ..longcat_core.segments.storyboard import frames_digest
 from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, check_size, frame_inputs
 from .sampling import check_schedule
 from .segments import check_prefix, make_video, preview, segment_files, sources_digest, video_metadata

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..longcat_core import condition
-from ..longcat_core.geometry import FRAMES_PER_SECOND
-from ..longcat_core.storyboard import Segment
+from ..longcat_core.frames import condition
+from ..longcat_core.frames.geometry import FRAMES_PER_SECOND
+from ..longcat_core.segments.storyboard import Segment
 from .latents import CUSTOM, LongCatLatent
 from .sampling import LongCatSampler
 from .segments import Made

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longcat_core.condition import is_waiting
-from ..longcat_core.geometry import LATENT_CHANNELS
+from ..longcat_core.frames.condition import is_waiting
+from ..longcat_core.frames.geometry import LATENT_CHANNELS
 
 
 def check_inputs(node: type[io.ComfyNode], check: Callable[..., object], **values: Any) -> bool | str:

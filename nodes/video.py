@@ -9,8 +9,8 @@ import nodes
 import torch
 from comfy_api.latest import io
 
-from ..longcat_core import refine
-from ..longcat_core.condition import DEFAULT_COND_FRAMES
+from ..longcat_core.frames import refine
+from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES
 from .validation import check_latent, check_when_run, rgb
 
 TILING = ("auto", "always")

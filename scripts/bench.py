@@ -204,7 +204,7 @@ def _benchmark_refinement(repeats: int, check: bool) -> int:
     comfy.cli_args.args.use_pytorch_cross_attention = True
     from bench_refinement import MIN_EFFICIENCY, UNLIMITED, measure_cuda, measure_work
 
-    from longcat_core.spans import MAX_SPAN_TOKENS
+    from longcat_core.network.spans import MAX_SPAN_TOKENS
 
     with torch.inference_mode():
         work = measure_work(repeats)
@@ -293,7 +293,7 @@ def _build_ours(workload: Workload) -> nn.Module:
 
     import torch
 
-    from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
+    from longcat_core.network.dit import LongCatVideoTransformer, ffn_hidden_size
 
     network = LongCatVideoTransformer(
         hidden_size=workload.hidden,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from longcat_core.kv_cache import CacheSize, KVCache
+from longcat_core.network.kv_cache import CacheSize, KVCache
 
 LATENT_CHANNELS = 16
 

@@ -17,10 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from longcat_core import spans, sparse_attention
-from longcat_core.geometry import TokenGrid
-from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
-from longcat_core.sparse_attention import BLOCK_SPARSE, DEFAULT_CHUNK, DEFAULT_SPARSITY, BlockSparse
+from longcat_core.frames.geometry import TokenGrid
+from longcat_core.network import spans
+from longcat_core.network.dit import LongCatVideoTransformer, ffn_hidden_size
+from longcat_core.sparse import attention as sparse_attention
+from longcat_core.sparse.attention import BLOCK_SPARSE, DEFAULT_CHUNK, DEFAULT_SPARSITY, BlockSparse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -152,7 +152,7 @@ def write_model(folder: Path, seed: int, shards: int) -> None:
 
 def build_dit(config: Mapping[str, Any]) -> Any:
     """The pack's own network at the sizes of a released-layout config; its weights are not set."""
-    from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
+    from longcat_core.network.dit import LongCatVideoTransformer, ffn_hidden_size
 
     names = inspect.signature(LongCatVideoTransformer).parameters.keys() & config.keys()
     ffn_size = ffn_hidden_size(config["hidden_size"], config["mlp_ratio"])

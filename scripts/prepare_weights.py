@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from weight_values import Plain, Quantised
 
-    from longcat_core.safetensors_file import Plan, Reader
+    from longcat_core.weights.safetensors_file import Plan, Reader
 
 DTYPES = ("bf16", "fp8", "int8", "nvfp4")
 COMFY, OFFICIAL = "comfy", "official"
@@ -121,7 +121,7 @@ def prepare(options: argparse.Namespace) -> int:
         ValueError: the source is not understood or damaged, files are there already, or a disk is too small.
         OSError: a file cannot be read or written.
     """
-    from longcat_core.safetensors_file import forget, is_finished, write_small
+    from longcat_core.weights.safetensors_file import forget, is_finished, write_small
 
     work = plan_work(options.source, options.dest, options.dtype, options.layout)
     finished = {output.path for output in work.outputs if is_finished(output.path, output.plan)}
@@ -161,7 +161,7 @@ def plan_work(source: Path, dest: Path, dtype: str, layout: str) -> Work:
     """
     from weight_plan import COMFY_PLACES, LORA, OFFICIAL_PLACES, TEXT_ENCODER, kind_of, targets_of
 
-    from longcat_core.safetensors_file import Plan, Reader
+    from longcat_core.weights.safetensors_file import Plan, Reader
 
     if dest.exists() and (not dest.is_dir() or dest.resolve() == source.resolve()):
         raise ValueError(f"{dest} is {'SOURCE itself' if dest.is_dir() else 'a file'}: name another folder as DEST.")
@@ -207,7 +207,7 @@ def find_parts(source: Path) -> list[Part]:
     Raises:
         ValueError: there is none, or files of one are missing.
     """
-    from longcat_core.files import weight_files
+    from longcat_core.weights.folder import weight_files
 
     if source.is_file():
         return [Part([source], source.stem)]
@@ -278,7 +278,7 @@ def _check_strangers(work: Work) -> None:
 
 def check_disk(outputs: Iterable[Output]) -> None:
     """Raise ValueError if a disk has less room than the files will take."""
-    from longcat_core.safetensors_file import bytes_done
+    from longcat_core.weights.safetensors_file import bytes_done
 
     needed: dict[int, int] = {}
     places: dict[int, Path] = {}
@@ -303,7 +303,7 @@ def write_outputs(outputs: Sequence[Output]) -> None:
     Raises:
         ValueError: a disk is full or fails, or the source has numbers that are not finite.
     """
-    from longcat_core.safetensors_file import bytes_done, write
+    from longcat_core.weights.safetensors_file import bytes_done, write
 
     started = time.monotonic()
     done = sum(bytes_done(output.path, output.plan) for output in outputs)
@@ -379,8 +379,8 @@ def _wrong_tensors(output: Output) -> list[str]:
     """Names, shapes and dtypes that are not as planned."""
     from safetensors import safe_open
 
-    from longcat_core.safetensors_file import NAMES
-    from longcat_core.weights import wrong_names
+    from longcat_core.weights.safetensors_file import NAMES
+    from longcat_core.weights.vae_umt5 import wrong_names
 
     planned = output.plan.tensors
     with safe_open(output.path, "pt") as file:
@@ -401,7 +401,7 @@ def _compare_numbers(output: Output, problems: list[str]) -> dict[str, Tally]:
     """What was found by format; problems are added to those there are."""
     from weight_values import HALF_STEP, Quantised
 
-    from longcat_core.safetensors_file import NAMES
+    from longcat_core.weights.safetensors_file import NAMES
 
     tallies: dict[str, Tally] = {}
     with progress_bar(f"comparing {output.path.name}", [output]) as bar:

@@ -17,9 +17,9 @@ from make_tiny_model import CORPUS, SCHEDULER_CONFIG, VOCAB_SIZE, randomize, wri
 from torch import Tensor
 from toy_clips import SUBJECTS, TRAINED, WORDS, draw, random_clips
 
-from longcat_core.checkpoint import load_text_encoder
+from longcat_core.comfyui.load import load_text_encoder
 from longcat_core.text import fixed_length
-from longcat_core.weights import vae_to_diffusers
+from longcat_core.weights.vae_umt5 import vae_to_diffusers
 
 SEED = 0
 VAE_WIDTH = 8

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 from weight_values import REDOWNLOAD, Change, Difference, Held, Joined, Plain, Quantised, Scaled, Stored, Values, ranges
 
-from longcat_core import dit_weights, layouts, lora_names, quantization, weights
-from longcat_core.safetensors_file import Reader, TensorType
+from longcat_core.lora import names as lora_names
+from longcat_core.weights import dit as dit_weights
+from longcat_core.weights import layouts, quantization
+from longcat_core.weights import vae_umt5 as weights
+from longcat_core.weights.safetensors_file import Reader, TensorType
 
 RULES = "1"
 """Raised when the same source would give other bytes."""

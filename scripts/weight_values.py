@@ -1,7 +1,7 @@
 """The numbers that prepare_weights.py writes, by rows: where they come from and what they become.
 
 *Values* are where numbers come from: stored ones, multiplied out, joined, computed. *Targets* turn them into tensors of
-a file (`longcat_core.safetensors_file.Target`). Nothing is read but when rows are asked for.
+a file (`longcat_core.weights.safetensors_file.Target`). Nothing is read but when rows are asked for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from longcat_core import lora_names, quantization
-from longcat_core.safetensors_file import Reader, TensorType
+from longcat_core.lora import names as lora_names
+from longcat_core.weights import quantization
+from longcat_core.weights.safetensors_file import Reader, TensorType
 
 CHUNK_BYTES = 4 << 20
 """Of values at a time: what a processor's cache holds is converted twice as fast as four times as much."""

@@ -13,8 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from longcat_core import guidance, model, model_base, rope, schedule
-from longcat_core.geometry import TokenGrid
+from longcat_core import guidance, schedule
+from longcat_core.comfyui import model_base
+from longcat_core.frames.geometry import TokenGrid
+from longcat_core.network import dit as model
+from longcat_core.network import rope
 
 Patch = pytest.MonkeyPatch
 

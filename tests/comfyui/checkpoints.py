@@ -6,7 +6,7 @@ import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from torch import Tensor
 
-from longcat_core import layouts, quantization
+from longcat_core.weights import layouts, quantization
 
 StateDict = dict[str, Tensor]
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from longcat_core import layouts
+from longcat_core.weights import layouts
 
 SEED = 20251122
 StateDict = dict[str, Tensor]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longcat_core import layouts
+from longcat_core.weights import layouts
 
 StateDict = dict[str, Tensor]
 OFFICIAL_PREFIX, OFFICIAL_DOT = "lora___lorahyphen___", "___lorahyphen___"

@@ -18,7 +18,8 @@ from inprocess import node, sample
 from make_tiny_model import randomize
 from torch import Tensor
 
-from longcat_core import dit_weights, layouts, quantization
+from longcat_core.weights import dit as dit_weights
+from longcat_core.weights import layouts, quantization
 
 StateDict = dict[str, Tensor]
 RELEASED: dict[str, Any] = {

@@ -24,10 +24,10 @@ from live_bytes import LiveBytes
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from longcat_core import kv_cache
 from longcat_core.guidance import cfg_zero
-from longcat_core.kv_cache import CacheSize, DeviceStore, HostStore, KVCache, Policy, place
-from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
+from longcat_core.network import kv_cache
+from longcat_core.network.dit import LongCatVideoTransformer, ffn_hidden_size
+from longcat_core.network.kv_cache import CacheSize, DeviceStore, HostStore, KVCache, Policy, place
 
 Loaded = tuple[Any, Any, Any]
 Prompts = tuple[Any, Any]

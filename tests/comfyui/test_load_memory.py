@@ -13,7 +13,7 @@ import comfy.ops
 import pytest
 import torch
 
-from longcat_core import layouts
+from longcat_core.weights import layouts
 
 PACK = Path(__file__).resolve().parents[2]
 FILE_BYTES = 2e9
@@ -32,7 +32,7 @@ sys.path.append(pack)
 import comfy.cli_args
 comfy.cli_args.args.cpu = True
 import folder_paths, nodes
-from longcat_core import detection
+from longcat_core.comfyui import family as detection
 detection.register()
 folder_paths.folder_names_and_paths["diffusion_models"] = ([folder], {".safetensors"})
 def peak():

@@ -14,7 +14,7 @@ import torch
 from inprocess import find_node, node
 from safetensors.torch import load_file, save_file
 
-from longcat_core import checkpoint
+from longcat_core.comfyui import load as checkpoint
 
 DIT_FILE = "dit/diffusion_pytorch_model.safetensors"
 PROMPTS = ("a red ball rolls to the right", "", "(a cat:1.5), [slow]  motion", "word " * 700)

@@ -12,9 +12,9 @@ from adapter import build_network
 from goldens import cases, load
 from torch import Tensor
 
-from longcat_core.layouts import tensor_names
-from longcat_core.model import LongCatVideoTransformer, gated_residual, modulate
-from longcat_core.model_base import leading_clean_frames, leading_window_frames
+from longcat_core.comfyui.model_base import leading_clean_frames, leading_window_frames
+from longcat_core.network.dit import LongCatVideoTransformer, gated_residual, modulate
+from longcat_core.weights.layouts import tensor_names
 
 CASE = cases("dit_t2v")[2]
 ISLANDS = ("t_embedder.mlp.0", "blocks.0.adaLN_modulation.1", "final_layer.adaLN_modulation.1", "final_layer.linear")

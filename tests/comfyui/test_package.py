@@ -14,7 +14,7 @@ COMES_WITH_COMFYUI = {"comfy", "comfy_api", "comfy_extras", "comfy_kitchen", "fo
 def imported() -> set[str]:
     """Top-level modules that the pack imports, other than itself and Python's own."""
     names: set[str] = set()
-    for file in [*PACK.glob("nodes/*.py"), *PACK.glob("longcat_core/*.py")]:
+    for file in [*PACK.glob("nodes/*.py"), *PACK.glob("longcat_core/**/*.py")]:
         for statement in ast.walk(ast.parse(file.read_text())):
             if isinstance(statement, ast.Import):
                 names |= {alias.name.partition(".")[0] for alias in statement.names}
@@ -39,7 +39,7 @@ def test_metadata_as_comfyui_reads_it() -> None:
 
 
 def test_node_layer_is_used_by_nothing_below_it() -> None:
-    for file in PACK.glob("longcat_core/*.py"):
+    for file in PACK.glob("longcat_core/**/*.py"):
         text = file.read_text()
         assert "folder_paths" not in text, file
         assert "import nodes" not in text, file

@@ -25,8 +25,10 @@ from graphs import PACK
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longcat_core import checkpoint, layouts, safetensors_file, weights
-from longcat_core.quantization import FP8, INT8, NVFP4
+from longcat_core.comfyui import load as checkpoint
+from longcat_core.weights import layouts, safetensors_file
+from longcat_core.weights import vae_umt5 as weights
+from longcat_core.weights.quantization import FP8, INT8, NVFP4
 
 SCRIPT = PACK / "scripts" / "prepare_weights.py"
 DIT = "dit/diffusion_pytorch_model.safetensors"
@@ -195,7 +197,7 @@ QUANTISED: dict[str, tuple[Callable[[Mapping[str, Tensor]], StateDict], str, boo
 
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_quantised_weights_keep_their_format(official: StateDict, tmp_path: Path, kind: str) -> None:
-    from longcat_core import dit_weights
+    from longcat_core.weights import dit as dit_weights
 
     make, dtype, _ = QUANTISED[kind]
     source = tmp_path / "m.safetensors"

@@ -7,10 +7,11 @@ import torch
 from inprocess import find_node, node
 from torch import Tensor
 
-from longcat_core import buckets, schedule
-from longcat_core.condition import LATENT_FORMAT
-from longcat_core.refine import SHOWN_FRAMES, RefineFrames
-from longcat_core.sparse_attention import BLOCK_SPARSE, BlockSparse
+from longcat_core import schedule
+from longcat_core.frames import buckets
+from longcat_core.frames.condition import LATENT_FORMAT
+from longcat_core.frames.refine import SHOWN_FRAMES, RefineFrames
+from longcat_core.sparse.attention import BLOCK_SPARSE, BlockSparse
 
 Loaded = tuple[Any, Any, Any]
 SMALL = {"size": "custom", "width": 64, "height": 64}

@@ -14,8 +14,8 @@ import pytest
 import torch
 from goldens import load, manifest
 
-from longcat_core import detection
-from longcat_core.layouts import tensor_names
+from longcat_core.comfyui import family as detection
+from longcat_core.weights.layouts import tensor_names
 
 PACK = Path(__file__).resolve().parents[2]
 DETECTION_TEST = Path("tests-unit", "comfy_test", "model_detection_test.py")
@@ -92,7 +92,7 @@ def test_core_is_asked_first() -> None:
 def test_core_detection_tests_pass_with_the_pack(comfyui: Path) -> None:
     code = f"""
 import pytest
-from longcat_core import detection
+from longcat_core.comfyui import family as detection
 detection.register()
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", {str(comfyui / DETECTION_TEST)!r}]))
 """
@@ -104,7 +104,7 @@ def test_other_families_are_detected_as_before(comfyui: Path) -> None:
     code = f"""
 import importlib.util, inspect
 import comfy.model_detection
-from longcat_core import detection
+from longcat_core.comfyui import family as detection
 spec = importlib.util.spec_from_file_location("core_test", {str(comfyui / DETECTION_TEST)!r})
 core_test = importlib.util.module_from_spec(spec); spec.loader.exec_module(core_test)
 makers = [f for name, f in vars(core_test).items() if name.startswith("_make_")]
@@ -120,7 +120,7 @@ print(len(states), "families")
 
 def test_core_package_works_without_the_node_layer(comfyui: Path) -> None:
     code = """
-from longcat_core import detection
+from longcat_core.comfyui import family as detection
 detection.register()
 assert "nodes" not in sys.modules and "folder_paths" not in sys.modules
 print("registered")

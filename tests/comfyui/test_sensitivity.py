@@ -17,8 +17,8 @@ from test_toy import THRESHOLDS, agreement
 from toy_clips import HELD_OUT, draw, random_clips
 from toy_reader import Reading, read
 
-from longcat_core.condition import with_condition
-from longcat_core.geometry import LatentShape
+from longcat_core.frames.condition import with_condition
+from longcat_core.frames.geometry import LatentShape
 
 CHOSEN = HELD_OUT[:8]
 FRAMES, STEPS, CFG, SEED = 17, 8, 4.0, 0

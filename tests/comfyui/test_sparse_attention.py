@@ -12,11 +12,12 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from longcat_core import spans, sparse_attention
-from longcat_core.chunks import Chunking, means
-from longcat_core.geometry import TokenGrid
-from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
-from longcat_core.sparse_attention import BLOCK_SPARSE, BlockSparse, block_sparse_attention
+from longcat_core.frames.geometry import TokenGrid
+from longcat_core.network import spans
+from longcat_core.network.dit import LongCatVideoTransformer, ffn_hidden_size
+from longcat_core.sparse import attention as sparse_attention
+from longcat_core.sparse.attention import BLOCK_SPARSE, BlockSparse, block_sparse_attention
+from longcat_core.sparse.chunks import Chunking, means
 
 Sizes = tuple[int, int, int]
 CHUNK = (4, 4, 4)

@@ -38,7 +38,8 @@ from served import (
 )
 from torch import Tensor
 
-from longcat_core import schedule, storyboard
+from longcat_core import schedule
+from longcat_core.segments import storyboard
 
 PACK = Path(__file__).resolve().parents[2]
 STORYBOARD = "storyboard"

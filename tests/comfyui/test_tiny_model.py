@@ -18,7 +18,8 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan
 
-from longcat_core import layouts, weights
+from longcat_core.weights import layouts
+from longcat_core.weights import vae_umt5 as weights
 
 pytestmark = pytest.mark.usefixtures("comfyui")
 

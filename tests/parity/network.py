@@ -14,10 +14,10 @@ import torch
 from comfy.ldm.flux.layers import EmbedND
 from torch import Tensor
 
-from longcat_core import rope
-from longcat_core.geometry import LatentShape, TokenGrid
-from longcat_core.kv_cache import CacheSize, KVCache
-from longcat_core.model import LongCatVideoTransformer, ffn_hidden_size
+from longcat_core.frames.geometry import LatentShape, TokenGrid
+from longcat_core.network import rope
+from longcat_core.network.dit import LongCatVideoTransformer, ffn_hidden_size
+from longcat_core.network.kv_cache import CacheSize, KVCache
 
 
 def build_network(config: dict, state: dict, dtype: torch.dtype, operations: Any) -> LongCatVideoTransformer:

@@ -10,8 +10,8 @@ from comfy.ldm.flux.layers import timestep_embedding
 from network import rope_freqs
 from torch import Tensor
 
-from longcat_core.geometry import TokenGrid
-from longcat_core.model import TEXT_MASK, LongCatVideoTransformer
+from longcat_core.frames.geometry import TokenGrid
+from longcat_core.network.dit import TEXT_MASK, LongCatVideoTransformer
 
 
 def unpack_text(cond: Tensor, lengths: list[int]) -> tuple[Tensor, dict]:

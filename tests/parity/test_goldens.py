@@ -22,9 +22,9 @@ from refine_inputs import refine_frames, refine_start
 from torch import Tensor
 from toy import ToyNetwork
 
-from longcat_core.chunks import Chunking
-from longcat_core.geometry import TokenGrid, latent_frames
-from longcat_core.sparse_attention import BLOCK_SPARSE, Backend, BlockSparse, block_sparse_attention
+from longcat_core.frames.geometry import TokenGrid, latent_frames
+from longcat_core.sparse.attention import BLOCK_SPARSE, Backend, BlockSparse, block_sparse_attention
+from longcat_core.sparse.chunks import Chunking
 
 # Without dit_return_kv: condition frames that are cached and see the text, which no pipeline of the original does.
 NETWORK_CASES = [case for name in ("dit_t2v", "dit_i2v", "dit_vc") for case in cases(name, ("dit",))]

@@ -1,7 +1,7 @@
 import pytest
 
-from longcat_core.buckets import BUCKETS, RESOLUTIONS, Resolution, Size, nearest
-from longcat_core.geometry import PixelShape
+from longcat_core.frames.buckets import BUCKETS, RESOLUTIONS, Resolution, Size, nearest
+from longcat_core.frames.geometry import PixelShape
 
 
 @pytest.mark.parametrize(

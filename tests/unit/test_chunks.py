@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from longcat_core.chunks import Chunking, check_sparsity, means, num_kept, select
-from longcat_core.geometry import TokenGrid
+from longcat_core.frames.geometry import TokenGrid
+from longcat_core.sparse.chunks import Chunking, check_sparsity, means, num_kept, select
 
 GRIDS = [(4, 8, 8), (3, 5, 7), (1, 4, 9), (6, 2, 3)]
 CHUNKS = [(4, 4, 4), (2, 3, 4), (1, 1, 1), (4, 4, 8)]

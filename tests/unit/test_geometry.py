@@ -1,6 +1,6 @@
 import pytest
 
-from longcat_core.geometry import LatentShape, PixelShape, TokenGrid
+from longcat_core.frames.geometry import LatentShape, PixelShape, TokenGrid
 
 
 @pytest.mark.parametrize(

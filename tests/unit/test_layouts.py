@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from longcat_core import layouts
-from longcat_core.model import LongCatVideoTransformer
+from longcat_core.network.dit import LongCatVideoTransformer
+from longcat_core.weights import layouts
 
 SMALL: dict[str, Any] = {
     "in_channels": 16,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from longcat_core import refine
-from longcat_core.geometry import video_frames
-from longcat_core.refine import SHOWN_FRAMES, RefineFrames
+from longcat_core.frames import refine
+from longcat_core.frames.geometry import video_frames
+from longcat_core.frames.refine import SHOWN_FRAMES, RefineFrames
 
 
 @pytest.mark.parametrize(

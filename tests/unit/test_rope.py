@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from longcat_core.geometry import TokenGrid
-from longcat_core.rope import axes_dim, positions
+from longcat_core.frames.geometry import TokenGrid
+from longcat_core.network.rope import axes_dim, positions
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longcat_core import safetensors_file as files
-from longcat_core.safetensors_file import Plan, Reader, TensorType
+from longcat_core.weights import safetensors_file as files
+from longcat_core.weights.safetensors_file import Plan, Reader, TensorType
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "matrix": (5, 3),

@@ -13,8 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from longcat_core.condition import LATENT_FORMAT, color_anchored, lightly_noised
-from longcat_core.storyboard import (
+from longcat_core.frames.condition import LATENT_FORMAT, color_anchored, lightly_noised
+from longcat_core.segments.storyboard import (
     MAX_SEED,
     METADATA,
     Segment,

@@ -3,7 +3,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from transformers import UMT5Config, UMT5EncoderModel
 
-from longcat_core import weights
+from longcat_core.weights import vae_umt5 as weights
 
 
 def tiny_vae() -> dict[str, torch.Tensor]:

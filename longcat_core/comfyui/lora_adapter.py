@@ -17,8 +17,8 @@ import torch
 from comfy.patcher_extension import PatcherInjection
 from torch import Tensor
 
-from . import lora_names
-from .lora_names import Piece, Rows
+from ..lora import names as lora_names
+from ..lora.names import Piece, Rows
 
 PREFIX = "diffusion_model."
 # Core asks for layers in the order of the network: this one, before all blocks, is LongCat-Video's alone.

@@ -11,13 +11,13 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from .condition import leading_clean_frames, leading_window_frames
-from .geometry import LatentShape
-from .kv_cache import KVCache
-from .lora import stack_bypassed
-from .model import LongCatVideoTransformer
-from .spans import activation_bytes
-from .text import fixed_length
+from ..frames.condition import leading_clean_frames, leading_window_frames
+from ..frames.geometry import LatentShape
+from ..network.dit import LongCatVideoTransformer
+from ..network.kv_cache import KVCache
+from ..network.spans import activation_bytes
+from ..text import fixed_length
+from .lora_adapter import stack_bypassed
 
 
 class LongCatVideoModel(comfy.model_base.BaseModel):

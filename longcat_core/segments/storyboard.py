@@ -18,7 +18,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from .schedule import Mode
+from ..schedule import Mode
 
 SeedPolicy = Literal["increment", "same"]
 SEED_POLICIES: tuple[SeedPolicy, ...] = get_args(SeedPolicy)

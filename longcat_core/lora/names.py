@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .layouts import PARTS, layer_of
+from ..weights.layouts import PARTS, layer_of
 
 PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.", "lora_unet_", "")
 TEXT_PREFIXES = ("text_encoder", "lora_te", "te_model.", "conditioner.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .quantization import MARKER
-from .weights import wrong_names
+from .vae_umt5 import wrong_names
 
 CONFIG = "config.json"
 WEIGHTS = "*.safetensors"

@@ -16,7 +16,10 @@ import comfy.supported_models
 import comfy.supported_models_base
 import torch
 
-from . import dit_weights, layouts, lora, schedule
+from .. import schedule
+from ..weights import dit as dit_weights
+from ..weights import layouts
+from . import lora_adapter as lora
 from .model_base import LongCatVideoModel
 
 IMAGE_MODEL = "longcat_video"

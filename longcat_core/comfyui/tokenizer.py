@@ -12,8 +12,8 @@ import sentencepiece
 import torch
 import transformers
 
-from .files import DOWNLOAD_HINT, read_json
-from .text import TEXT_TOKENS
+from ..text import TEXT_TOKENS
+from ..weights.folder import DOWNLOAD_HINT, read_json
 
 SENTENCEPIECE = "spiece.model"
 TOKENIZER_JSON = "tokenizer.json"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import quantization
 from .layouts import from_network, is_matrix, is_split, tensor_shapes, to_network, which_layout
-from .weights import wrong_names
+from .vae_umt5 import wrong_names
 
 AVATAR = ("audio_proj.", "multitalk_audio_proj.", "blocks.0.audio_cross_attn.", "blocks.0.audio_modulation.")
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)

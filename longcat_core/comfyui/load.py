@@ -21,13 +21,13 @@ import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
 import comfy.utils
 
-from . import detection
-from .files import CONFIG, check_names, check_sizes, read_json, setting, weight_files
-from .model import MLP_RATIO, ffn_hidden_size
-from .safetensors_file import read_header
-from .schedule import DEFAULT_SHIFT
+from ..network.dit import MLP_RATIO, ffn_hidden_size
+from ..schedule import DEFAULT_SHIFT
+from ..weights.folder import CONFIG, check_names, check_sizes, read_json, setting, weight_files
+from ..weights.safetensors_file import read_header
+from ..weights.vae_umt5 import StateDict, umt5_from_transformers, umt5_keys, vae_from_diffusers
+from . import family as detection
 from .tokenizer import read_tokenizer
-from .weights import StateDict, umt5_from_transformers, umt5_keys, vae_from_diffusers
 
 DITS = ("dit", "transformer")
 TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER = "text_encoder", "tokenizer", "vae", "scheduler"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .geometry import TokenGrid
+from ..frames.geometry import TokenGrid
 
 ROPE_THETA = 10000
 

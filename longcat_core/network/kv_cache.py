@@ -22,8 +22,8 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from .condition import leading_clean_frames
-from .geometry import LatentShape
+from ..frames.condition import leading_clean_frames
+from ..frames.geometry import LatentShape
 
 Placement = Literal["gpu", "cpu"]
 Policy = Literal["auto", "gpu", "cpu"]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .geometry import TokenGrid
+from ..frames.geometry import TokenGrid
 
 
 class Chunking(NamedTuple):

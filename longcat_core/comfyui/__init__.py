@@ -1,0 +1,1 @@
+"""How ComfyUI learns about the model, loads, patches and samples it."""

@@ -1,0 +1,1 @@
+"""Files and folders of weights: names, shapes, quantisation, reading and writing."""
