@@ -30,9 +30,8 @@ from host import PACK, HostError, cache_root, ensure_host, exclusive, run_comman
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from weight_values import Plain, Quantised
-
     from longcat_core.weights.safetensors_file import Plan, Reader
+    from longcat_core.weights.values import Plain, Quantised
 
 DTYPES = ("bf16", "fp8", "int8", "nvfp4")
 COMFY, OFFICIAL = "comfy", "official"
@@ -159,8 +158,7 @@ def plan_work(source: Path, dest: Path, dtype: str, layout: str) -> Work:
         ValueError: the source is not understood or damaged, or DEST cannot be used.
         OSError: a file cannot be read.
     """
-    from weight_plan import COMFY_PLACES, LORA, OFFICIAL_PLACES, TEXT_ENCODER, kind_of, targets_of
-
+    from longcat_core.weights.convert import COMFY_PLACES, LORA, OFFICIAL_PLACES, TEXT_ENCODER, kind_of, targets_of
     from longcat_core.weights.safetensors_file import Plan, Reader
 
     if dest.exists() and (not dest.is_dir() or dest.resolve() == source.resolve()):
@@ -226,7 +224,7 @@ def find_parts(source: Path) -> list[Part]:
 
 def identity(files: Iterable[Path]) -> str:
     """Words that change when a file does, or the rules that it is converted by."""
-    from weight_plan import RULES
+    from longcat_core.weights.convert import RULES
 
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return json.dumps([RULES, *stats])
@@ -238,7 +236,7 @@ def config_of(folder: Path, kind: str, reader: Reader) -> bytes:
     Raises:
         ValueError: there is none, and none can be made.
     """
-    from weight_plan import DIT, DitSource
+    from longcat_core.weights.convert import DIT, DitSource
 
     if kind == DIT and not (folder / CONFIG).is_file():
         return json.dumps(DitSource(reader).released_config, indent=2).encode()
@@ -399,9 +397,8 @@ def _wrong_tensors(output: Output) -> list[str]:
 
 def _compare_numbers(output: Output, problems: list[str]) -> dict[str, Tally]:
     """What was found by format; problems are added to those there are."""
-    from weight_values import HALF_STEP, Quantised
-
     from longcat_core.weights.safetensors_file import NAMES
+    from longcat_core.weights.values import HALF_STEP, Quantised
 
     tallies: dict[str, Tally] = {}
     with progress_bar(f"comparing {output.path.name}", [output]) as bar:
@@ -425,7 +422,7 @@ def _compare_numbers(output: Output, problems: list[str]) -> dict[str, Tally]:
 
 def _different(stored: Callable[[str, int, int], Any], target: Plain | Quantised, bar: Any) -> list[str]:
     """The tensors whose bytes are not those that the source gives."""
-    from weight_values import has_same_bytes
+    from longcat_core.weights.values import has_same_bytes
 
     position = dict.fromkeys(target.tensors, 0)
     different: set[str] = set()

@@ -1,6 +1,6 @@
 """What prepare_weights.py writes: from the tensors of a model, as people have it, to those of the new files.
 
-A part of a model is a list of targets (`weight_values.py`). Nothing is read from the files but headers and scales until
+A part of a model is a list of targets (`values.py`). Nothing is read from the files but headers and scales until
 the targets are asked for their chunks.
 """
 
@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from weight_values import REDOWNLOAD, Change, Difference, Held, Joined, Plain, Quantised, Scaled, Stored, Values, ranges
 
-from longcat_core.lora import names as lora_names
-from longcat_core.weights import dit as dit_weights
-from longcat_core.weights import layouts, quantization
-from longcat_core.weights import vae_umt5 as weights
-from longcat_core.weights.safetensors_file import Reader, TensorType
+from ..lora import names as lora_names
+from . import dit as dit_weights
+from . import layouts, quantization
+from . import vae_umt5 as weights
+from .safetensors_file import Reader, TensorType
+from .values import REDOWNLOAD, Change, Difference, Held, Joined, Plain, Quantised, Scaled, Stored, Values, ranges
 
 RULES = "1"
 """Raised when the same source would give other bytes."""

@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from longcat_core.lora import names as lora_names
-from longcat_core.weights import quantization
-from longcat_core.weights.safetensors_file import Reader, TensorType
+from ..lora import names as lora_names
+from . import quantization
+from .safetensors_file import Reader, TensorType
 
 CHUNK_BYTES = 4 << 20
 """Of values at a time: what a processor's cache holds is converted twice as fast as four times as much."""
