@@ -5,9 +5,9 @@ from typing import Any
 import comfy.patcher_extension
 from comfy_api.latest import io
 
+from ..longcat_core.comfyui import cached_sampling
 from ..longcat_core.comfyui.model_base import LongCatVideoModel
 from ..longcat_core.frames.geometry import TokenGrid
-from ..longcat_core.network import kv_cache
 from ..longcat_core.sparse import attention as sparse_attention
 from ..longcat_core.sparse.attention import BLOCK_SPARSE, DEFAULT_CHUNK, DEFAULT_SPARSITY, BlockSparse
 from .validation import check_inputs, check_when_run
@@ -40,7 +40,7 @@ class LongCatKVCache(io.ComfyNode):
                 io.Model.Input("model", tooltip="LongCat-Video."),
                 io.Combo.Input(
                     "policy",
-                    options=list(kv_cache.POLICIES),
+                    options=list(cached_sampling.POLICIES),
                     default="auto",
                     tooltip="Where it is kept. gpu: on the graphics card; cpu: in main memory, copied block by block "
                     "ahead of use, two blocks' worth on the card; auto: gpu unless it cannot fit. In bf16 at 480 x 832 "
@@ -51,12 +51,12 @@ class LongCatKVCache(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, policy: kv_cache.Policy) -> io.NodeOutput:
+    def execute(cls, model: Any, policy: cached_sampling.Policy) -> io.NodeOutput:
         """Install the cache on a clone, in place of one that is there."""
         check_is_longcat(model, "LongCat KV Cache")
         model = model.clone()
         model.remove_wrappers_with_key(OUTER_SAMPLE, KEY)
-        model.add_wrapper_with_key(OUTER_SAMPLE, KEY, kv_cache.CachedSampling(policy))
+        model.add_wrapper_with_key(OUTER_SAMPLE, KEY, cached_sampling.CachedSampling(policy))
         return io.NodeOutput(model)
 
 

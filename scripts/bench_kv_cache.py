@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from longcat_core.network.kv_cache import CacheSize, KVCache
+from longcat_core.network.kv_cache import KVCache
+from longcat_core.network.stores import CacheSize
 
 LATENT_CHANNELS = 16
 

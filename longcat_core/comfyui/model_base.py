@@ -11,13 +11,13 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..frames.condition import leading_clean_frames, leading_window_frames
+from ..frames.condition import leading_window_frames
 from ..frames.geometry import LatentShape
 from ..network.dit import LongCatVideoTransformer
-from ..network.kv_cache import KVCache
 from ..network.spans import activation_bytes
 from ..text import fixed_length
 from .lora_adapter import stack_bypassed
+from .run import Run
 
 
 class LongCatVideoModel(comfy.model_base.BaseModel):
@@ -33,27 +33,55 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
             device=device,
             unet_model=LongCatVideoTransformer,
         )
-        self.num_cond_latents = 0
-        self.given: Tensor | None = None
-        self.kv_cache: KVCache | None = None
+
+    @property
+    def current_patcher(self) -> Any:
+        """The patcher that samples: core sets it when a run begins, and takes it back however the run ends."""
+        return self._current_patcher
+
+    @current_patcher.setter
+    def current_patcher(self, patcher: Any) -> None:
+        self._current_patcher = patcher
+        if patcher is None:
+            self.run: Run | None = None
+        else:
+            stack_bypassed(patcher)
 
     def memory_required(self, input_shape: list[int], cond_shapes: dict[str, Any] = {}) -> float:  # noqa: B006 - core's signature
         """Bytes that ComfyUI keeps free for a call, with those that a cache of this run will take.
 
         Core's own estimate stands where attention may keep scores.
         """
-        reserved = self.kv_cache.bytes_to_come if self.kv_cache else 0
+        cache = self.run and self.run.cache
+        device = self.current_patcher and self.current_patcher.load_device
+        reserved = cache.bytes_to_come(device) if cache else 0
         mm = comfy.model_management
         if not (mm.xformers_enabled() or mm.pytorch_attention_flash_attention()):
             return super().memory_required(input_shape, cond_shapes=cond_shapes) + reserved
         grid = LatentShape(*input_shape[2:]).grid(self.diffusion_model.patch_size)
         itemsize = self.get_dtype_inference().itemsize
         num_tokens = input_shape[0] * grid.num_tokens
-        has_cache = self.kv_cache is not None
-        return activation_bytes(num_tokens, self.diffusion_model.hidden_size, itemsize, has_cache) + reserved
+        hidden_size = self.diffusion_model.hidden_size
+        return activation_bytes(num_tokens, hidden_size, itemsize, has_cache=bool(cache)) + reserved
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Text and condition frames for the network, and its LoRAs as the graph has them.
+        """Text, condition frames and their cache for the network.
+
+        Raises:
+            ValueError: as `text_conds`.
+        """
+        run = (self.run or Run()).of(kwargs.get("denoise_mask"), kwargs.get("latent_image"))
+        if self.current_patcher is not None:
+            self.run = run
+        return {
+            **super().extra_conds(**kwargs),
+            **self.text_conds(kwargs["cross_attn"], kwargs.get("attention_mask")),
+            "num_cond_latents": comfy.conds.CONDConstant(run.num_cond_latents),
+            "kv_cache": comfy.conds.CONDConstant(run.cache),
+        }
+
+    def text_conds(self, context: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        """A prompt's encoding `[B, N, C]` for the network.
 
         A conditioning that carries `attention_mask` `[B, N]` is used as it is; one that does not is brought to 512
         tokens, rows of zeros being padding.
@@ -61,10 +89,6 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         Raises:
             ValueError: the text is not of the model's own text encoder, or its mask is of another length.
         """
-        if self.current_patcher is not None:
-            stack_bypassed(self.current_patcher)
-        out = super().extra_conds(**kwargs)
-        context, mask = kwargs["cross_attn"], kwargs.get("attention_mask")
         channels = self.model_config.unet_config["caption_channels"]
         if context.shape[-1] != channels:
             raise ValueError(
@@ -78,16 +102,7 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
                 f"The conditioning has {context.shape[1]} text tokens but an attention_mask of {mask.shape[-1]}: "
                 f"they must be of one length. Leave the mask out if rows of zeros are the padding."
             )
-        out["c_crossattn"] = comfy.conds.CONDRegular(context)
-        out["context_mask"] = comfy.conds.CONDRegular(mask)
-        # The sampler's inpainting asks for the masked latent without passing the mask, and hands back what it likes
-        # under it: remember both for this run.
-        self.num_cond_latents = leading_clean_frames(kwargs.get("denoise_mask"))
-        latent = kwargs.get("latent_image") if self.num_cond_latents else None
-        self.given = None if latent is None else latent[:, :, : self.num_cond_latents]
-        out["num_cond_latents"] = comfy.conds.CONDConstant(self.num_cond_latents)
-        out["kv_cache"] = comfy.conds.CONDConstant(self.kv_cache)
-        return out
+        return {"c_crossattn": comfy.conds.CONDRegular(context), "context_mask": comfy.conds.CONDRegular(mask)}
 
     def process_timestep(self, timestep: Tensor, x: Tensor, num_cond_latents: int = 0, **kwargs: Any) -> Tensor:
         """Timesteps `[B]` to one per latent frame `[B, T]`, 0 on condition frames."""
@@ -98,15 +113,16 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
     def scale_latent_inpaint(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, **kwargs: Any) -> Tensor:
         """What the sampler puts under the mask: condition frames clean, anything else noised to the current sigma."""
         out = super().scale_latent_inpaint(sigma=sigma, noise=noise, latent_image=latent_image, **kwargs)
-        out[:, :, : self.num_cond_latents] = latent_image[:, :, : self.num_cond_latents]
+        # The sampler asks without saying which mask.
+        num_cond_latents = self.run.num_cond_latents if self.run else 0
+        out[:, :, :num_cond_latents] = latent_image[:, :, :num_cond_latents]
         return out
 
     def process_latent_out(self, latent: Tensor) -> Tensor:
         """A sampled latent `[B, 16, T, H, W]` as the VAE takes it, with the condition frames as they were given.
 
         Samplers end with other values there: uni_pc and dpm_fast drift, and one that stops before sigma 0 leaves noise,
-        which a second stage would take for the given frames. Outside of a run, and after one that was stopped, nothing
-        is changed.
+        which a second stage would take for the given frames. Outside of a run nothing is changed.
 
         Raises:
             ValueError: a run ended with numbers that are not finite, which would be decoded to a black video.
@@ -116,9 +132,9 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
                 "Sampling ended with numbers that are not finite. Most likely the weights or a LoRA are damaged: "
                 "compare the files' sizes with those of the download, and try without LoRAs."
             )
-        given, self.given = self.given if self.current_patcher else None, None
-        if given is not None and given.shape == latent[:, :, : given.shape[2]].shape:
-            latent = torch.cat([given.to(latent), latent[:, :, given.shape[2] :]], dim=2)
+        if self.run and self.run.given is not None:
+            given = self.run.given[: latent.shape[0]].to(latent)  # a preview may be of the first video alone
+            latent = torch.cat([given, latent[:, :, given.shape[2] :]], dim=2)
         return super().process_latent_out(latent)
 
     def resize_cond_for_context_window(

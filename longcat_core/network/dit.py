@@ -17,8 +17,7 @@ Modulation, gates, timestep embedding and the final layer are computed in fp32 w
 Source: meituan-longcat/LongCat-Video, `modules/longcat_video_dit.py`, `attention.py`, `blocks.py`, `rope_3d.py`.
 """
 
-import functools
-from collections.abc import Iterable
+import dataclasses
 from typing import Any
 
 import comfy.ldm.common_dit
@@ -27,18 +26,17 @@ import comfy.ops
 import comfy.patcher_extension
 import torch
 from comfy.ldm.flux.layers import EmbedND, timestep_embedding
-from comfy.ldm.flux.math import apply_rope
-from comfy.ldm.modules.attention import optimized_attention
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..frames.geometry import LATENT_CHANNELS, PATCH_SIZE, LatentShape, TokenGrid
 from ..sparse.attention import BLOCK_SPARSE
 from . import rope
-from .kv_cache import KV_EXCHANGE, KVCache
+from .attention import NORM_EPS, CrossAttention, SelfAttention
+from .call import NOTHING, Call, Past
+from .kv_cache import KVCache
 from .spans import by_spans
 
-NORM_EPS = 1e-6
-TEXT_MASK = "longcat_text_mask"
 FFN_MULTIPLE = 256
 MLP_RATIO = 4
 
@@ -78,15 +76,6 @@ def gated_residual(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
 def per_frame(x: Tensor, frames: Tensor) -> Tensor:
     """View tokens `[B, N, C]` as `[B, T, N/T, C]`, T taken from a `[B, T, 1, C]` modulation tensor."""
     return x.view(x.shape[0], frames.shape[1], -1, x.shape[-1])
-
-
-def split_heads(projected: Iterable[Tensor], num_heads: int, head_dim: int) -> list[Tensor]:
-    """Cut projections `[B, N, parts * C]`, fused or not, into their parts `[B, heads, N, head_dim]`."""
-    return [
-        part
-        for x in projected
-        for part in x.view(*x.shape[:2], -1, num_heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-    ]
 
 
 class PatchEmbed(nn.Module):
@@ -137,111 +126,6 @@ class CaptionEmbedder(nn.Module):
         return self.y_proj(context)
 
 
-class SelfAttention(nn.Module):
-    """Self-attention over video tokens with RMS-normalised, 3D-rotated queries and keys."""
-
-    def __init__(self, hidden_size: int, num_heads: int, split: bool, operations: Any, **kw: Any):
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = hidden_size // num_heads
-        self.projections = ("q_linear", "k_linear", "v_linear") if split else ("qkv",)
-        for name in self.projections:
-            self.add_module(name, operations.Linear(hidden_size, 3 * hidden_size // len(self.projections), **kw))
-        self.q_norm = operations.RMSNorm(self.head_dim, eps=NORM_EPS, **kw)
-        self.k_norm = operations.RMSNorm(self.head_dim, eps=NORM_EPS, **kw)
-        self.proj = operations.Linear(hidden_size, hidden_size, **kw)
-
-    def forward(self, x: Tensor, rope_freqs: Tensor, num_cond_tokens: int, transformer_options: dict) -> Tensor:
-        """`[B, N, C] -> [B, N, C]`; the first `num_cond_tokens` tokens see only each other."""
-        return self.proj(self.attended(x, rope_freqs, num_cond_tokens, transformer_options))
-
-    def attended(self, x: Tensor, rope_freqs: Tensor, num_cond_tokens: int, transformer_options: dict) -> Tensor:
-        """What the tokens take from each other, before the last projection; arguments as `forward`'s."""
-        q, k, v = by_spans(self.rotated, x, rope_freqs.transpose(1, 2), out_dim=3)
-        k, v = with_cached_condition(k, v, transformer_options)
-        return prefix_causal_attention(q, k, v, num_cond_tokens, transformer_options)
-
-    def rotated(self, x: Tensor, rope_freqs: Tensor) -> Tensor:
-        """Tokens `[B, N, C]`, rotations `[1, N, 1, ...]` to queries, keys and values `[3, B, heads, N, head_dim]`."""
-        projected = [getattr(self, name)(x) for name in self.projections]
-        q, k, v = split_heads(projected, self.num_heads, self.head_dim)
-        return torch.stack([*apply_rope(self.q_norm(q), self.k_norm(k), rope_freqs.transpose(1, 2)), v])
-
-
-def with_cached_condition(k: Tensor, v: Tensor, transformer_options: dict) -> tuple[Tensor, Tensor]:
-    """Keys and values as the cache of condition frames hands them on, if there is one (`kv_cache.py`)."""
-    exchange = transformer_options.get(KV_EXCHANGE)
-    return exchange(transformer_options["block_index"], k, v) if exchange else (k, v)
-
-
-def prefix_causal_attention(q: Tensor, k: Tensor, v: Tensor, num_prefix: int, transformer_options: dict) -> Tensor:
-    """Attention in which the first `num_prefix` tokens see only each other and the rest see everything.
-
-    Two calls instead of one with a mask: exact, and fast attention kernels that take no mask stay usable.
-
-    Args:
-        q, k, v: `[B, heads, N, head_dim]`.
-
-    Returns:
-        `[B, N, heads * head_dim]`.
-    """
-    n = num_prefix
-    if n in (0, q.shape[2]):
-        return video_attention(q, k, v, transformer_options)
-    prefix = video_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], transformer_options)
-    rest = video_attention(q[:, :, n:], k, v, transformer_options)
-    return torch.cat([prefix, rest], dim=1)
-
-
-def video_attention(q: Tensor, k: Tensor, v: Tensor, transformer_options: dict) -> Tensor:
-    """Attention over whole latent frames, block-sparse if the options ask for it and the keys are a video's.
-
-    Keys of a single latent frame are attended densely, as the reference does for images.
-
-    Args:
-        q: `[B, heads, n, head_dim]`.
-        k, v: `[B, heads, m, head_dim]`.
-
-    Returns:
-        `[B, n, heads * head_dim]`.
-    """
-    sparse = transformer_options.get(BLOCK_SPARSE)
-    if sparse and k.shape[2] > transformer_options["grid_sizes"].tokens_per_frame:
-        return sparse(q, k, v, transformer_options["grid_sizes"]).transpose(1, 2).flatten(2)
-    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=transformer_options)
-
-
-class CrossAttention(nn.Module):
-    """Attention from video tokens to text tokens, without positions."""
-
-    def __init__(self, hidden_size: int, num_heads: int, split: bool, operations: Any, **kw: Any):
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = hidden_size // num_heads
-        self.text_projections = ("k_linear", "v_linear") if split else ("kv_linear",)
-        self.q_linear = operations.Linear(hidden_size, hidden_size, **kw)
-        for name in self.text_projections:
-            self.add_module(name, operations.Linear(hidden_size, 2 * hidden_size // len(self.text_projections), **kw))
-        self.q_norm = operations.RMSNorm(self.head_dim, eps=NORM_EPS, **kw)
-        self.k_norm = operations.RMSNorm(self.head_dim, eps=NORM_EPS, **kw)
-        self.proj = operations.Linear(hidden_size, hidden_size, **kw)
-
-    def forward(self, x: Tensor, context: Tensor, transformer_options: dict) -> Tensor:
-        """Video tokens `[B, N, C]` and text tokens `[B, M, C]` to `[B, N, C]`."""
-        projected = [self.q_linear(x), *(getattr(self, name)(context) for name in self.text_projections)]
-        q, k, v = split_heads(projected, self.num_heads, self.head_dim)
-        x = optimized_attention(
-            self.q_norm(q),
-            self.k_norm(k),
-            v,
-            self.num_heads,
-            mask=transformer_options.get(TEXT_MASK),
-            skip_reshape=True,
-            transformer_options=transformer_options,
-        )
-        return self.proj(x)
-
-
 class FeedForward(nn.Module):
     """SwiGLU without biases: `w2(silu(w1 x) * w3 x)`."""
 
@@ -282,27 +166,25 @@ class Block(nn.Module):
         self.ffn = FeedForward(hidden_size, ffn_hidden, operations, **kw)
 
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor,
-        t_emb: Tensor,
-        rope_freqs: Tensor,
-        num_cond_tokens: int,
-        transformer_options: dict,
+        self, x: Tensor, context: Tensor, t_emb: Tensor, rotation: Tensor, call: Call, transformer_options: dict
     ) -> Tensor:
         """Tokens `[B, N, C]`, text `[B, M, C]`, fp32 timestep embedding `[B, T, adaln_dim]` to tokens `[B, N, C]`."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(t_emb)
-        h = self.attn(by_spans(modulate, x, shift_msa, scale_msa), rope_freqs, num_cond_tokens, transformer_options)
-        x = by_spans(gated_residual, x, gate_msa, h)
-        if x.shape[1] > num_cond_tokens:
-            cond, noise = x[:, :num_cond_tokens], x[:, num_cond_tokens:]
-            noise = by_spans(lambda x: self.see_text(x, context, transformer_options), noise)
-            x = torch.cat([cond, noise], dim=1)
+        attended = self.attn(by_spans(modulate, x, shift_msa, scale_msa), rotation, call, transformer_options)
+        x = by_spans(gated_residual, x, gate_msa, attended)
+        x = self.noise_tokens_see_text(x, context, call, transformer_options)
         return by_spans(self.feed_forward, x, shift_mlp, scale_mlp, gate_mlp)
 
-    def see_text(self, x: Tensor, context: Tensor, transformer_options: dict) -> Tensor:
-        """Tokens `[B, N, C]` and what they take from the text `[B, M, C]`."""
-        return x + self.cross_attn(self.pre_crs_attn_norm(x), context, transformer_options)
+    def noise_tokens_see_text(self, x: Tensor, context: Tensor, call: Call, transformer_options: dict) -> Tensor:
+        """Tokens `[B, N, C]`, of which all but those of condition frames take something from the text `[B, M, C]`."""
+
+        def see_text(x: Tensor) -> Tensor:
+            return x + self.cross_attn(self.pre_crs_attn_norm(x), context, call, transformer_options)
+
+        n = call.num_cond_tokens
+        if n == 0:
+            return by_spans(see_text, x)
+        return x if n == x.shape[1] else torch.cat([x[:, :n], by_spans(see_text, x[:, n:])], dim=1)
 
     def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         """Tokens `[B, N, C]` through the modulated feed-forward network; modulation as in `modulate`."""
@@ -320,7 +202,11 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
         """`[B, N, C] -> fp32 [B, N, patch volume * out_channels]`."""
         shift, scale = self.adaLN_modulation(t_emb)
-        return by_spans(lambda x, *modulation: self.linear(modulate(x.float(), *modulation)), x, shift, scale)
+        return by_spans(self.modulated, x, shift, scale)
+
+    def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Tokens `[B, N, C]` as `forward` returns them; modulation as in `modulate`."""
+        return self.linear(modulate(x.float(), shift, scale))
 
 
 class LongCatVideoTransformer(nn.Module):
@@ -392,7 +278,7 @@ class LongCatVideoTransformer(nn.Module):
             kwargs: further ComfyUI conditioning such as `control`, which this model has no use for.
         """
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(
-            functools.partial(kv_cache.run, self._forward) if kv_cache else self._forward,
+            self._forward,
             self,
             comfy.patcher_extension.get_all_wrappers(
                 comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
@@ -404,6 +290,7 @@ class LongCatVideoTransformer(nn.Module):
             transformer_options,
             context_mask=context_mask,
             num_cond_latents=num_cond_latents,
+            kv_cache=kv_cache,
             **kwargs,
         )
 
@@ -415,31 +302,55 @@ class LongCatVideoTransformer(nn.Module):
         transformer_options: dict,
         context_mask: Tensor | None = None,
         num_cond_latents: int = 0,
+        kv_cache: KVCache | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Embed, blocks, final layer, crop."""
-        shape = LatentShape(*x.shape[2:])
-        grid = shape.grid(self.patch_size)
+        """What is cached is cut off and comes back as 0; the network runs on the rest."""
+        timestep = timestep.view(len(timestep), -1).expand(-1, x.shape[2])
+        past = self.past(x[:, :, :num_cond_latents], context, kv_cache, transformer_options)
+        n = past.num_latents
+        call = self.call(x[:, :, n:], num_cond_latents - n, past, transformer_options)
+        velocity = self.velocity(x[:, :, n:], timestep[:, n:], context, context_mask, call, transformer_options)
+        return nn.functional.pad(velocity, (0, 0, 0, 0, n, 0))
 
-        # embed
+    def past(self, given: Tensor, context: Tensor, kv_cache: KVCache | None, transformer_options: dict) -> Past:
+        """Keys and values of condition frames `[B, 16, t, H, W]` that a cache holds, recorded first if they are new."""
+
+        def record(recording: Past) -> None:
+            first, num_latents = given[:1], given.shape[2]
+            call = self.call(first, num_latents, recording, transformer_options)
+            self.velocity(first, first.new_zeros(1, num_latents), context[:1], None, call, transformer_options)
+
+        return kv_cache.past(given, record, transformer_options) if kv_cache else NOTHING
+
+    def call(self, x: Tensor, num_cond_latents: int, past: Past, transformer_options: dict) -> Call:
+        """What all blocks need to know of a call with the latent `[B, 16, T, H, W]`; `embed_text` adds the mask."""
+        grid = LatentShape(*x.shape[2:]).grid(self.patch_size)
+        return Call(grid, num_cond_latents, past=past, sparse=transformer_options.get(BLOCK_SPARSE))
+
+    def velocity(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        context_mask: Tensor | None,
+        call: Call,
+        transformer_options: dict,
+    ) -> Tensor:
+        """Embed, blocks, final layer, crop; arguments as `forward`'s, timesteps `[B, T]`."""
         tokens = self.x_embedder(x)
-        t_emb = self.embed_timestep(timestep.to(x.dtype), grid)
+        t_emb = self.t_embedder(timestep.to(x.dtype).float())
         context, text_mask = self.embed_text(context, context_mask)
-        freqs = self.rope_embedder(rope.positions(grid, x.device, transformer_options.get("rope_options")))
-
-        # blocks
-        options = {**transformer_options, "grid_sizes": grid, TEXT_MASK: text_mask}
-        num_cond_tokens = num_cond_latents * grid.tokens_per_frame
-        tokens = self.run_blocks(tokens, context, t_emb, freqs, num_cond_tokens, options)
-
-        # final layer
+        rotation = self.rotation(call, x.device, transformer_options)
+        call = dataclasses.replace(call, text_mask=text_mask)
+        tokens = self.run_blocks(tokens, context, t_emb, rotation, call, transformer_options)
         patches = self.final_layer(tokens, t_emb)
-        return -self.unpatchify(patches, grid)[:, :, : shape.frames, : shape.height, : shape.width]
+        return -self.unpatchify(patches, call.grid)[:, :, :, : x.shape[3], : x.shape[4]]
 
-    def embed_timestep(self, timestep: Tensor, grid: TokenGrid) -> Tensor:
-        """Timesteps `[B]` or `[B, T]`, already rounded to the compute dtype, to fp32 `[B, T, adaln_tembed_dim]`."""
-        per_frame_timestep = timestep.view(timestep.shape[0], -1).expand(-1, grid.frames)
-        return self.t_embedder(per_frame_timestep.float())
+    def rotation(self, call: Call, device: torch.device, transformer_options: dict) -> Tensor:
+        """Rotations of all tokens, 2 x 2 matrices `[1, N, 1, head_dim / 2, 2, 2]`."""
+        positions = rope.positions(call.grid, device, transformer_options.get("rope_options"), call.first_frame)
+        return self.rope_embedder(positions).transpose(1, 2)
 
     def embed_text(self, context: Tensor, context_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Text encoder output `[B, M, caption_channels]` to tokens `[B, M, C]` and the attention mask they need.
@@ -456,38 +367,37 @@ class LongCatVideoTransformer(nn.Module):
         return tokens, (1 - real).unsqueeze(1) * torch.finfo(tokens.dtype).min
 
     def run_blocks(
-        self,
-        x: Tensor,
-        context: Tensor,
-        t_emb: Tensor,
-        rope_freqs: Tensor,
-        num_cond_tokens: int,
-        transformer_options: dict,
+        self, x: Tensor, context: Tensor, t_emb: Tensor, rotation: Tensor, call: Call, transformer_options: dict
     ) -> Tensor:
-        """Run every block, honouring ComfyUI's block replacements and weight prefetching."""
-        replacements = transformer_options.get("patches_replace", {}).get("dit", {})
+        """Run every block, honouring ComfyUI's weight prefetching; arguments as `Block.forward`'s."""
+        options = {**transformer_options, "grid_sizes": call.grid, "total_blocks": len(self.blocks)}
         queue = comfy.model_prefetch.make_prefetch_queue(list(self.blocks), x.device, transformer_options)
         for index, block in enumerate(self.blocks):
             comfy.model_prefetch.prefetch_queue_pop(queue, x.device, block)
-            options = {
-                **transformer_options,
-                "total_blocks": len(self.blocks),
-                "block_type": "double",
-                "block_index": index,
-            }
-
-            def run(args: dict, block: Block = block) -> dict:
-                img, txt, vec, pe = (args[name] for name in ("img", "txt", "vec", "pe"))
-                return {"img": block(img, txt, vec, pe, num_cond_tokens, args["transformer_options"])}
-
-            args = {"img": x, "txt": context, "vec": t_emb, "pe": rope_freqs, "transformer_options": options}
-            replacement = replacements.get(("double_block", index))
-            x = (replacement(args, {"original_block": run}) if replacement else run(args))["img"]
+            in_block = {**options, "block_type": "double", "block_index": index}
+            x = run_block(block, x, context, t_emb, rotation, call, in_block)
         comfy.model_prefetch.prefetch_queue_pop(queue, x.device, None)
         return x
 
     def unpatchify(self, patches: Tensor, grid: TokenGrid) -> Tensor:
-        """`[B, N, (pt ph pw channels)] -> [B, channels, T, H, W]`."""
-        (pt, ph, pw), channels = self.patch_size, self.out_channels
-        x = patches.view(-1, *grid, pt, ph, pw, channels).permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return x.reshape(-1, channels, grid.frames * pt, grid.height * ph, grid.width * pw)
+        """Patches `[B, N, patch volume * channels]` to `[B, channels, T, H, W]`."""
+        frames, height, width = grid
+        pt, ph, pw = self.patch_size
+        pattern = "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)"
+        return rearrange(patches, pattern, t=frames, h=height, w=width, pt=pt, ph=ph, pw=pw)
+
+
+def run_block(
+    block: Block, x: Tensor, context: Tensor, t_emb: Tensor, rotation: Tensor, call: Call, transformer_options: dict
+) -> Tensor:
+    """Run a block, or what another node has put in its place: core's contract for such replacements."""
+
+    def original(args: dict) -> dict:
+        return {
+            "img": block(args["img"], args["txt"], args["vec"], args["pe"], call, args["transformer_options"]),
+        }
+
+    args = {"img": x, "txt": context, "vec": t_emb, "pe": rotation, "transformer_options": transformer_options}
+    replacements = transformer_options.get("patches_replace", {}).get("dit", {})
+    replacement = replacements.get(("double_block", transformer_options["block_index"]))
+    return (replacement(args, {"original_block": original}) if replacement else original(args))["img"]

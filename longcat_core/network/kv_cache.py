@@ -15,225 +15,124 @@ Source: meituan-longcat/LongCat-Video, `_cache_clean_latents` and `forward_with_
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any
 
-import comfy.hooks
-import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..frames.condition import leading_clean_frames
 from ..frames.geometry import LatentShape
+from .call import NOTHING, Past
+from .stores import CacheSize, DeviceStore, HostStore, Placement, Store
 
-Placement = Literal["gpu", "cpu"]
-Policy = Literal["auto", "gpu", "cpu"]
-POLICIES: tuple[Policy, ...] = get_args(Policy)
-
-KV_EXCHANGE = "longcat_kv_exchange"
-BLOCKS_IN_FLIGHT = 2
+MAX_COPIES = 2  # of the whole frames: those themselves, and areas of them that prompts have for themselves
 
 
 @dataclass(frozen=True)
-class CacheSize:
-    """Bytes of the keys and values of a number of condition tokens."""
+class Recording:
+    """Keeps what every block adds, while the condition frames run alone."""
 
+    store: Store
+    num_latents: int = 0
+
+    def extend(self, block_index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The block's own, which are kept on the way."""
+        self.store.write(block_index, torch.stack([k, v]))
+        return k, v
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Puts what was kept of `num_latents` frames in front."""
+
+    store: Store
+    num_latents: int
+
+    def extend(self, block_index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Those that are kept, for every video of the batch, then the block's own."""
+        past_k, past_v = self.store.read(block_index).expand(-1, k.shape[0], -1, -1, -1)
+        return torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
+
+
+@dataclass(eq=False)
+class Kept:
+    """A store and the condition frames `[1, 16, t, H, W]` that it is of: none while it is being filled."""
+
+    store: Store
+    device: torch.device
     num_tokens: int
-    hidden_size: int
-    depth: int
-    itemsize: int
+    frames: Tensor | None = None
 
-    @property
-    def block_bytes(self) -> int:
-        """Of one block."""
-        return 2 * self.num_tokens * self.hidden_size * self.itemsize
+    def is_of(self, given: Tensor) -> bool:
+        """Whether it holds exactly these condition frames."""
+        return self.is_like(given) and self.frames is not None and torch.equal(self.frames, given)
 
-    @property
-    def total_bytes(self) -> int:
-        """Of all blocks."""
-        return self.depth * self.block_bytes
-
-    def device_bytes(self, placement: Placement) -> int:
-        """What lies on the computing device at once."""
-        return self.total_bytes if placement == "gpu" else min(BLOCKS_IN_FLIGHT, self.depth) * self.block_bytes
-
-
-def cache_size(model: Any, latent: LatentShape, num_cond_latents: int) -> CacheSize:
-    """Size of the cache of a `LongCatVideoModel` for a latent of this shape."""
-    network = model.diffusion_model
-    grid = latent.grid(network.patch_size)
-    return CacheSize(
-        num_tokens=num_cond_latents * grid.tokens_per_frame,
-        hidden_size=network.hidden_size,
-        depth=len(network.blocks),
-        itemsize=model.get_dtype_inference().itemsize,
-    )
-
-
-class Store(Protocol):
-    """Where keys and values `[2, 1, heads, tokens, head_dim]` of every block are kept."""
-
-    def write(self, block_index: int, kv: Tensor) -> None:
-        """Keep one block's."""
-
-    def read(self, block_index: int) -> Tensor:
-        """One block's, on the computing device."""
-
-    def clear(self) -> None:
-        """Give the memory back."""
-
-
-class DeviceStore:
-    """Keeps everything on the device that computed it."""
-
-    def __init__(self) -> None:
-        self.blocks: dict[int, Tensor] = {}
-
-    def write(self, block_index: int, kv: Tensor) -> None:
-        """Keep one block's."""
-        self.blocks[block_index] = kv
-
-    def read(self, block_index: int) -> Tensor:
-        """One block's."""
-        return self.blocks[block_index]
-
-    def clear(self) -> None:
-        """Give the memory back."""
-        self.blocks.clear()
-
-
-class HostStore:
-    """Keeps everything in pinned host memory; while one block computes, the next one's part is on its way."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = copy_stream(device)
-        self.blocks: dict[int, Tensor] = {}
-        self.arriving: dict[int, tuple[Tensor, Any]] = {}
-
-    def write(self, block_index: int, kv: Tensor) -> None:
-        """Keep one block's; pinning is ComfyUI's and within its limit."""
-        host = torch.empty(kv.shape, dtype=kv.dtype)
-        comfy.model_management.pin_memory(host)
-        self.blocks[block_index] = host.copy_(kv)
-        if block_index == 0:
-            self._send(0)
-
-    def read(self, block_index: int) -> Tensor:
-        """One block's, on the computing device; starts to copy the following one's, after the last the first's."""
-        if block_index not in self.arriving:
-            self._send(block_index)
-        kv, stream = self.arriving.pop(block_index)
-        comfy.model_management.sync_stream(self.device, stream)
-        self._send((block_index + 1) % len(self.blocks))
-        return kv
-
-    def clear(self) -> None:
-        """Give the memory back."""
-        if self.blocks and comfy.model_management.is_device_cuda(self.device):
-            torch.cuda.synchronize(self.device)  # a copy may still be reading what is unpinned here
-        self.arriving.clear()
-        for host in self.blocks.values():
-            comfy.model_management.unpin_memory(host)
-        self.blocks.clear()
-
-    def _send(self, block_index: int) -> None:
-        host = self.blocks[block_index]
-        # Memory of the computing stream, for which the copy waits: what it held before may still be in use there.
-        kv = torch.empty_like(host, device=self.device)
-        stream = None if torch.compiler.is_compiling() else self.stream
-        if stream is None:
-            kv.copy_(host, non_blocking=True)
-        else:
-            stream.wait_stream(comfy.model_management.current_stream(self.device))
-            with torch.cuda.stream(stream):
-                kv.copy_(host, non_blocking=True)
-        self.arriving[block_index] = kv, stream
-
-
-def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A stream for copies to a CUDA device; None elsewhere, where they are made in the order of everything else.
-
-    Not one of ComfyUI's: it hands them out in turn to the weights of each block, and one that waits for this block's
-    work would keep the weights of the next from travelling ahead.
-    """
-    return torch.cuda.Stream(device=device) if comfy.model_management.is_device_cuda(device) else None
+    def is_like(self, given: Tensor) -> bool:
+        """Whether it holds condition frames of the same size on the same device."""
+        return self.frames is not None and (self.device, self.frames.shape) == (given.device, given.shape)
 
 
 @dataclass(eq=False)
 class KVCache:
     """The cache of one sampling run, which the network is called with.
 
-    Devices that share the run (ComfyUI's multi-GPU guidance) have a store each.
+    Devices that share the run (ComfyUI's multi-GPU guidance) have stores of their own, and so has every area of a frame
+    that a prompt is limited to.
     """
 
     size: CacheSize
     placement: Placement
-    stores: dict[torch.device, tuple[Tensor, Store]] = field(default_factory=dict)
+    stores: list[Kept] = field(default_factory=list)
     said: set[str] = field(default_factory=set)
 
-    @property
-    def bytes_to_come(self) -> int:
-        """Device memory that the cache will still take, for ComfyUI's planning; 0 once it is built."""
-        return 0 if self.stores else self.size.device_bytes(self.placement)
+    def bytes_to_come(self, device: torch.device | None = None) -> int:
+        """Memory that the cache will still take on a device (None: of a run that has not begun), for planning."""
+        is_built = any(kept.device == device for kept in self.stores)
+        return 0 if is_built else self.size.device_bytes(self.placement)
 
-    @torch.compiler.disable(recursive=False)  # only the network that it calls is worth a graph
-    def run(
-        self,
-        forward: Callable[..., Tensor],
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor,
-        transformer_options: dict[str, Any],
-        context_mask: Tensor | None = None,
-        num_cond_latents: int = 0,
-        **kwargs: Any,
-    ) -> Tensor:
-        """What `forward` returns for the noise frames, 0 for the condition frames; arguments as `forward`'s.
+    @torch.compiler.disable  # looks at data, and what it records is once per run: not worth a graph of its own
+    def past(self, given: Tensor, record: Callable[[Past], object], transformer_options: dict[str, Any]) -> Past:
+        """The condition frames of a call as its past, or nothing where that is wrong: then the log says why, once.
 
-        Where the cache would be wrong, `forward` is called on everything and the log says why, once.
+        Args:
+            given: the condition frames `[B, 16, t, H, W]`, as the call has them.
+            record: runs the first video's condition frames alone, with a past that keeps what each block adds.
+            transformer_options: of the call.
         """
-        condition = x[:, :, :num_cond_latents]
-        reason = why_not(condition, transformer_options)
-        if reason is not None:
-            if num_cond_latents:
-                self._say(f"LongCat KV Cache is not used: {reason}.")
-            return forward(x, timestep, context, transformer_options, context_mask, num_cond_latents, **kwargs)
-
-        store = self._store(forward, condition[:1], context[:1], transformer_options)
-        options = {
-            **transformer_options,
-            KV_EXCHANGE: lambda index, k, v: prepend(store.read(index), k, v),
-            "rope_options": moved_along(transformer_options.get("rope_options"), num_cond_latents),
-        }
-        noise, noise_timestep = x[:, :, num_cond_latents:], timestep[:, num_cond_latents:]
-        velocity = forward(noise, noise_timestep, context, options, context_mask, **kwargs)
-        still = velocity.new_zeros(*velocity.shape[:2], num_cond_latents, *velocity.shape[3:])
-        return torch.cat([still, velocity], dim=2)
+        reason = why_not(given, transformer_options)
+        if reason is None:
+            return Cached(self._store(given[:1], record), given.shape[2])
+        if given.shape[2]:
+            self._say(f"LongCat KV Cache is not used: {reason}.")
+        return NOTHING
 
     def clear(self) -> None:
         """Give the memory back."""
-        for _, store in self.stores.values():
-            store.clear()
+        for kept in self.stores:
+            kept.store.clear()
         self.stores.clear()
 
-    @torch.compiler.disable  # once per run: not worth a graph of its own
-    def _store(self, forward: Callable[..., Tensor], condition: Tensor, context: Tensor, options: dict) -> Store:
-        """Keys and values of condition frames `[1, 16, t, H, W]`, computed unless they are those of the last call."""
-        source, store = self.stores.get(condition.device, (None, None))
-        if store is not None and torch.equal(source, condition):
-            return store
-        if store is not None:
+    def _store(self, given: Tensor, record: Callable[[Past], object]) -> Store:
+        found = next((kept for kept in self.stores if kept.is_of(given)), None)
+        if found is not None:
+            return found.store
+        if any(kept.is_like(given) for kept in self.stores):
             self._say("LongCat KV Cache is rebuilt: the condition frames have changed.")
-            store.clear()
-        store = DeviceStore() if self.placement == "gpu" else HostStore(condition.device)
+        num_tokens = LatentShape(*given.shape[2:]).grid().num_tokens
+        self._make_room(given.device, num_tokens)
+        store = DeviceStore() if self.placement == "gpu" else HostStore(given.device)
+        new = Kept(store, given.device, num_tokens)
         # Already here, so that a run that stops while it is being filled gives the memory back.
-        self.stores[condition.device] = condition.new_empty(0), store
-        num_cond_latents = condition.shape[2]
-        timestep = torch.zeros(1, num_cond_latents, device=condition.device)
-        recording = {**options, KV_EXCHANGE: lambda index, k, v: keep(store, index, k, v)}
-        forward(condition, timestep, context, recording, num_cond_latents=num_cond_latents)
-        self.stores[condition.device] = condition.clone(), store
+        self.stores.append(new)
+        record(Recording(store))
+        new.frames = given.clone()
         return store
+
+    def _make_room(self, device: torch.device, num_tokens: int) -> None:
+        here = [kept for kept in self.stores if kept.device == device]
+        while here and sum(kept.num_tokens for kept in here) + num_tokens > MAX_COPIES * self.size.num_tokens:
+            oldest = here.pop(0)
+            oldest.store.clear()
+            self.stores.remove(oldest)
 
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:
@@ -241,89 +140,14 @@ class KVCache:
             logging.info(sentence)
 
 
-@torch.compiler.disable  # looks at data
-def why_not(condition: Tensor, transformer_options: dict[str, Any]) -> str | None:
+def why_not(given: Tensor, transformer_options: dict[str, Any]) -> str | None:
     """Why a call with these condition frames `[B, 16, t, H, W]` cannot use the cache; None if it can."""
-    if not condition.shape[2]:
+    if not given.shape[2]:
         return "there are no condition frames"
     if "context_window" in transformer_options:
         return "context windows show the network other frames in every window"
     if transformer_options.get("patches_replace", {}).get("dit"):
         return "another node replaces blocks of the network"
-    if not torch.equal(condition, condition[:1].expand_as(condition)):
+    if not torch.equal(given, given[:1].expand_as(given)):
         return "the videos of the batch begin with different frames"
     return None
-
-
-def keep(store: Store, block_index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Write one block's keys and values `[1, heads, tokens, head_dim]`, and hand them on."""
-    store.write(block_index, torch.stack([k, v]))
-    return k, v
-
-
-def prepend(kv: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Put cached keys and values `[2, 1, heads, t, head_dim]` in front of `[B, heads, N, head_dim]`."""
-    cached_k, cached_v = kv.expand(-1, k.shape[0], -1, -1, -1)
-    return torch.cat([cached_k, k], dim=2), torch.cat([cached_v, v], dim=2)
-
-
-def moved_along(rope_options: dict[str, float] | None, num_latents: int) -> dict[str, float]:
-    """Rotary options for a video whose first `num_latents` frames are not there."""
-    options = rope_options or {}
-    return {**options, "shift_t": options.get("shift_t", 0.0) + num_latents * options.get("scale_t", 1.0)}
-
-
-@dataclass(frozen=True)
-class CachedSampling:
-    """Gives every sampling run of a model its own cache; a wrapper around ComfyUI's `CFGGuider.outer_sample`."""
-
-    policy: Policy
-
-    def __call__(
-        self,
-        sample: Any,
-        noise: Tensor,
-        latent_image: Tensor,
-        sampler: Any,
-        sigmas: Tensor,
-        denoise_mask: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Sample with a cache, if the latent begins with condition frames."""
-        guider, arguments = sample.class_obj, (noise, latent_image, sampler, sigmas, denoise_mask, *args)
-        num_cond_latents = leading_clean_frames(denoise_mask)
-        if not num_cond_latents:
-            return sample(*arguments, **kwargs)
-        if changes_weights(guider.model_options):
-            logging.info("LongCat KV Cache is not used: hooks change the weights during the run.")
-            return sample(*arguments, **kwargs)
-
-        model = guider.model_patcher.model
-        size = cache_size(model, LatentShape(*latent_image.shape[2:]), num_cond_latents)
-        needed = model.memory_required([1, *latent_image.shape[1:]])
-        cache = KVCache(size, place(self.policy, size, needed, guider.model_patcher.load_device))
-        logging.info("LongCat KV Cache: %.1f MB, placement %s.", size.total_bytes / 1e6, cache.placement)
-        try:
-            model.kv_cache = cache
-            return sample(*arguments, **kwargs)
-        finally:
-            model.kv_cache = None
-            cache.clear()
-
-
-def changes_weights(model_options: dict[str, Any]) -> bool:
-    """Whether hooks on the conditioning may change weights from step to step."""
-    hooks = model_options.get("registered_hooks")
-    return bool(hooks and hooks.get_type(comfy.hooks.EnumHookType.Weight))
-
-
-def place(policy: Policy, size: CacheSize, needed_bytes: float, device: torch.device) -> Placement:
-    """Where a cache goes; auto means on the device, unless that cannot hold it beside `needed_bytes` for a call.
-
-    Weights do not count: ComfyUI streams those that do not fit, which costs no more than streaming the cache.
-    """
-    if policy != "auto":
-        return policy
-    total = comfy.model_management.get_total_memory(device)
-    return "gpu" if size.total_bytes + needed_bytes <= total else "cpu"

@@ -24,18 +24,23 @@ def axes_dim(head_dim: int) -> list[int]:
     return [head_dim - 2 * spatial, spatial, spatial]
 
 
-def positions(grid: TokenGrid, device: torch.device, options: Mapping[str, float] | None = None) -> torch.Tensor:
+def positions(
+    grid: TokenGrid, device: torch.device, options: Mapping[str, float] | None = None, first_frame: int = 0
+) -> torch.Tensor:
     """Position of every token, fp32 `[1, tokens, 3]` in (time, height, width) order.
 
-    `options` is `transformer_options["rope_options"]`, which ComfyUI's *ScaleROPE* node sets: `scale_t|y|x` stretches
-    an axis, `shift_t|y|x` moves its origin, both in tokens.
+    Args:
+        grid: the tokens.
+        device: where the positions are.
+        options: `transformer_options["rope_options"]`, which ComfyUI's *ScaleROPE* node sets: `scale_t|y|x` stretches
+            an axis, `shift_t|y|x` moves its origin, both in tokens.
+        first_frame: position of the first latent frame in its video, before it is stretched and moved.
     """
     options = options or {}
-    axes = [
-        torch.linspace(start, start + (size - 1) * scale, size, device=device)
-        for size, start, scale in (
-            (size, options.get(f"shift_{name}", 0.0), options.get(f"scale_{name}", 1.0))
-            for size, name in zip(grid, "tyx", strict=True)
-        )
-    ]
+    first = TokenGrid(first_frame, 0, 0)
+    axes = []
+    for size, begin, name in zip(grid, first, "tyx", strict=True):
+        scale = options.get(f"scale_{name}", 1.0)
+        start = options.get(f"shift_{name}", 0.0) + begin * scale
+        axes.append(torch.linspace(start, start + (size - 1) * scale, size, device=device))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(1, grid.num_tokens, 3)

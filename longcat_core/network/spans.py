@@ -6,6 +6,7 @@ same, and of the intermediates of a stage there is never more than one span's.
 """
 
 from collections.abc import Callable
+from typing import Any, overload
 
 from torch import Tensor
 
@@ -17,30 +18,31 @@ PASSING_COPIES = 8
 CACHED_COPIES = 2  # keys and values behind those of a cache
 
 
-def by_spans(stage: Callable[..., Tensor], *inputs: Tensor, out_dim: int = 1) -> Tensor:
+@overload
+def by_spans(stage: Callable[..., Tensor], *inputs: Tensor) -> Tensor: ...
+@overload
+def by_spans(stage: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]: ...
+def by_spans(stage: Callable[..., Any], *inputs: Tensor) -> Any:
     """`stage(*inputs)`, span by span along the frames if there are many tokens.
 
     Args:
-        stage: treats every token, or every token and the modulation of its frame, on its own.
+        stage: treats every token, or every token and the modulation of its frame, on its own; returns one or several
+            tensors with the tokens along dimension 1.
         inputs: along dimension 1 tokens or latent frames, each frame having the same number of tokens.
-        out_dim: dimension of the result that its tokens are in.
     """
-    num_tokens = max(x.shape[1] for x in inputs)
-    step = span_units(inputs)
-    units = min(x.shape[1] for x in inputs)
+    units, step = min(x.shape[1] for x in inputs), span_units(inputs)
     if step >= units:
         return stage(*inputs)
-    out, done = None, 0
+    whole: list[Tensor] = []
     for start in range(0, units, step):
-        part = stage(*(span_of(x, start, start + step, units) for x in inputs))
-        if out is None:
-            shape = list(part.shape)
-            shape[out_dim] = num_tokens
-            out = part.new_empty(shape)
-        out.narrow(out_dim, done, part.shape[out_dim]).copy_(part)
-        done += part.shape[out_dim]
-    assert out is not None
-    return out
+        result = stage(*(span_of(x, start, start + step, units) for x in inputs))
+        parts = (result,) if isinstance(result, Tensor) else result
+        if not whole:
+            num_tokens = max(x.shape[1] for x in inputs)
+            whole = [part.new_empty(part.shape[0], num_tokens, *part.shape[2:]) for part in parts]
+        for out, part in zip(whole, parts, strict=True):
+            out.narrow(1, start * out.shape[1] // units, part.shape[1]).copy_(part)
+    return whole[0] if isinstance(result, Tensor) else tuple(whole)
 
 
 def span_of(x: Tensor, start: int, end: int, units: int) -> Tensor:

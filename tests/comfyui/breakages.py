@@ -3,6 +3,7 @@
 Each is one change to the running pack or to how it is called; `test_sensitivity.py` shows which checks notice it.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ from torch import Tensor
 from longcat_core import guidance, schedule
 from longcat_core.comfyui import model_base
 from longcat_core.frames.geometry import TokenGrid
+from longcat_core.network import attention, rope
 from longcat_core.network import dit as model
-from longcat_core.network import rope
+from longcat_core.network.call import Call
 
 Patch = pytest.MonkeyPatch
 
@@ -44,12 +46,7 @@ def flipped_sign(patch: Patch) -> None:
 
 def timestep_of_one(patch: Patch) -> None:
     """The network is told sigma instead of 1000 sigma."""
-    replace(
-        patch,
-        model.LongCatVideoTransformer,
-        "embed_timestep",
-        lambda f: lambda self, timestep, grid: f(self, timestep / 1000, grid),
-    )
+    replace(patch, model.TimestepEmbedder, "forward", lambda f: lambda self, timestep: f(self, timestep / 1000))
 
 
 def noisy_condition_timestep(patch: Patch) -> None:
@@ -61,26 +58,30 @@ def noisy_condition_timestep(patch: Patch) -> None:
     patch.setattr(model_base.LongCatVideoModel, "process_timestep", process)
 
 
+def without_condition(call: Call) -> Call:
+    """A call none of whose frames are given."""
+    return dataclasses.replace(call, num_cond_latents=0)
+
+
 def open_condition_attention(patch: Patch) -> None:
     """Condition tokens see the noise tokens."""
     replace(
         patch,
-        model,
+        attention,
         "prefix_causal_attention",
-        lambda f: lambda q, k, v, num_prefix, options: f(q, k, v, 0, options),
+        lambda f: lambda q, k, v, call, options: f(q, k, v, without_condition(call), options),
     )
 
 
 def condition_sees_text(patch: Patch) -> None:
     """Cross-attention writes to the condition tokens too."""
 
-    def forward(self: Any, x: Tensor, context: Tensor, t_emb: Tensor, freqs: Tensor, n: int, options: dict) -> Tensor:
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(t_emb)
-        x = model.gated_residual(x, gate, self.attn(model.modulate(x, shift, scale), freqs, n, options))
-        x = x + self.cross_attn(self.pre_crs_attn_norm(x), context, options)
-        return model.gated_residual(x, gate_mlp, self.ffn(model.modulate(x, shift_mlp, scale_mlp)))
-
-    patch.setattr(model.Block, "forward", forward)
+    replace(
+        patch,
+        model.Block,
+        "noise_tokens_see_text",
+        lambda f: lambda self, x, context, call, options: f(self, x, context, without_condition(call), options),
+    )
 
 
 def swapped_rope_axes(patch: Patch) -> None:
@@ -100,7 +101,7 @@ def rope_by_halves(patch: Patch) -> None:
     def by_halves(apply_rope: Callable) -> Callable:
         return lambda q, k, freqs: tuple(restored(x) for x in apply_rope(mixed(q), mixed(k), freqs))
 
-    replace(patch, model, "apply_rope", by_halves)
+    replace(patch, attention, "apply_rope", by_halves)
 
 
 def patch_order(patch: Patch) -> None:

@@ -24,10 +24,13 @@ from live_bytes import LiveBytes
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from longcat_core.comfyui import cached_sampling
+from longcat_core.comfyui.cached_sampling import Policy, place
 from longcat_core.guidance import cfg_zero
-from longcat_core.network import kv_cache
+from longcat_core.network import stores
 from longcat_core.network.dit import LongCatVideoTransformer, ffn_hidden_size
-from longcat_core.network.kv_cache import CacheSize, DeviceStore, HostStore, KVCache, Policy, place
+from longcat_core.network.kv_cache import KVCache
+from longcat_core.network.stores import CacheSize, DeviceStore, HostStore
 
 Loaded = tuple[Any, Any, Any]
 Prompts = tuple[Any, Any]
@@ -185,7 +188,7 @@ def keep_stored(model: Any, stored: list[Tensor]) -> Callable[..., Tensor]:
 
     def call(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         output = executor(*args, **kwargs)
-        stored[:] = [kv for _, store in model.kv_cache.stores.values() for kv in store.blocks.values()]
+        stored[:] = [kv for kept in model.run.cache.stores for kv in kept.store.blocks.values()]
         return output
 
     return call
@@ -403,11 +406,11 @@ def test_nothing_is_left(
 
     def look(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         output = executor(*args, **kwargs)
-        caches.append(loaded[0].model.kv_cache)
+        caches.append(loaded[0].model.run.cache)
         if len(caches) == 2:
-            ((_, store),) = caches[0].stores.values()
-            stored.extend(weakref.ref(kv.untyped_storage()) for kv in store.blocks.values())
-            assert loaded[0].model.kv_cache is caches[0]
+            (kept,) = caches[0].stores
+            stored.extend(weakref.ref(kv.untyped_storage()) for kv in kept.store.blocks.values())
+            assert loaded[0].model.run.cache is caches[0]
             in_the_middle()
         return output
 
@@ -419,8 +422,8 @@ def test_nothing_is_left(
         sample(model, prompts, continuation(4))
     assert len(stored) == DEPTH
     assert not any(reference() for reference in stored)
-    assert caches[0].stores == {}
-    assert loaded[0].model.kv_cache is None
+    assert caches[0].stores == []
+    assert loaded[0].model.run is None
 
 
 def test_stopped_while_it_is_built(loaded: Loaded, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,7 +440,7 @@ def test_stopped_while_it_is_built(loaded: Loaded, prompts: Prompts, monkeypatch
         sample(with_cache(loaded[0], "cpu"), prompts, continuation(4))
     hook.remove()
     assert pinned == []
-    assert loaded[0].model.kv_cache is None
+    assert loaded[0].model.run is None
 
 
 @pytest.mark.parametrize("policy", ["gpu", "cpu"])
@@ -450,8 +453,8 @@ def test_comfyui_plans_for_it_until_it_is_there(
 
     def memory_required(*args: Any, **kwargs: Any) -> float:
         required = type(model).memory_required(model, *args, **kwargs)
-        if model.kv_cache:
-            is_built = bool(model.kv_cache.stores)
+        if model.run and model.run.cache:
+            is_built = bool(model.run.cache.stores)
             planned[is_built].add(required - comfy.model_base.BaseModel.memory_required(model, *args, **kwargs))
         return required
 
@@ -465,13 +468,13 @@ def test_comfyui_plans_for_it_until_it_is_there(
 
 def test_planned_bytes_are_those_of_the_policy() -> None:
     size = CacheSize(num_tokens=10, hidden_size=64, depth=5, itemsize=4)
-    assert KVCache(size, "gpu").bytes_to_come == 5 * 2 * 10 * 64 * 4
-    assert KVCache(size, "cpu").bytes_to_come == 2 * 2 * 10 * 64 * 4
+    assert KVCache(size, "gpu").bytes_to_come() == 5 * 2 * 10 * 64 * 4
+    assert KVCache(size, "cpu").bytes_to_come() == 2 * 2 * 10 * 64 * 4
 
 
 def test_auto_is_told_what_a_call_needs(loaded: Loaded, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[float] = []
-    monkeypatch.setattr(kv_cache, "place", lambda policy, size, needed, device: told.append(needed) or "gpu")
+    monkeypatch.setattr(cached_sampling, "place", lambda policy, size, needed, device: told.append(needed) or "gpu")
     latent = continuation(4)
     sample(with_cache(loaded[0], "auto"), prompts, latent)
     assert told == [loaded[0].model.memory_required(list(latent["samples"].shape))]
@@ -509,13 +512,13 @@ def timeline(network: LongCatVideoTransformer, size: CacheSize, store: str) -> l
     timestep = torch.tensor([[0.0] * 4 + [500.0] * 4])
     with LiveBytes() as memory:
         network(x, timestep, context, None, 4, kv_cache=cache)
-        (device, (source, kept)), *_ = cache.stores.items()
-        read = kept.read
+        (kept,) = cache.stores
+        read = kept.store.read
         if store == "nothing":
-            nothing = torch.zeros(()).expand(kept.read(0).shape)
-            kept.clear()
+            nothing = torch.zeros(()).expand(read(0).shape)
+            kept.store.clear()
             read = dict.fromkeys(range(size.depth), nothing).__getitem__
-        cache.stores[device] = source, Unnoted(read, memory)
+        kept.store = Unnoted(read, memory)
         memory.timeline.clear()
         network(x, timestep, context, None, 4, kv_cache=cache)
     return memory.timeline
@@ -564,7 +567,7 @@ def test_blocks_travel_ahead_of_use_and_wait_for_the_memory(monkeypatch: pytest.
     """Stand-ins for streams: in what order work is given to them, not what they do with it."""
     events: list[str] = []
     computing = FakeStream("computing", events)
-    monkeypatch.setattr(kv_cache, "copy_stream", lambda device: FakeStream("A", events))
+    monkeypatch.setattr(stores, "copy_stream", lambda device: FakeStream("A", events))
     monkeypatch.setattr(torch.cuda, "stream", FakeStream.copying)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("all waits"))
     monkeypatch.setattr(comfy.model_management, "is_device_cuda", lambda device: True)

@@ -17,7 +17,8 @@ from torch import Tensor
 from longcat_core.frames.geometry import LatentShape, TokenGrid
 from longcat_core.network import rope
 from longcat_core.network.dit import LongCatVideoTransformer, ffn_hidden_size
-from longcat_core.network.kv_cache import CacheSize, KVCache
+from longcat_core.network.kv_cache import KVCache
+from longcat_core.network.stores import CacheSize
 
 
 def build_network(config: dict, state: dict, dtype: torch.dtype, operations: Any) -> LongCatVideoTransformer:
@@ -46,8 +47,8 @@ class CachedCondition:
 
     def keys_and_values(self, block_index: int) -> tuple[Tensor, Tensor]:
         """Of one block, `[1, heads, N, head_dim]`, keys rotated back: the reference keeps them before RoPE."""
-        ((_, store),) = self.cache.stores.values()
-        k, v = store.read(block_index)
+        (kept,) = self.cache.stores
+        k, v = kept.store.read(block_index).transpose(2, 3)
         rotation = rope_freqs(self.grid, k.shape[-1])
         inverse = torch.einsum("...ij,...i->...j", rotation, k.unflatten(-1, (-1, 2)))
         return inverse.flatten(-2), v
