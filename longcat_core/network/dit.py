@@ -306,22 +306,24 @@ class LongCatVideoTransformer(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         """What is cached is cut off and comes back as 0; the network runs on the rest."""
-        timestep = timestep.view(len(timestep), -1).expand(-1, x.shape[2])
-        past = self.past(x[:, :, :num_cond_latents], context, kv_cache, transformer_options)
+        past = self.past(x, num_cond_latents, context, kv_cache, transformer_options)
         n = past.num_latents
+        timestep = timestep.view(len(timestep), -1).expand(-1, x.shape[2])
         call = self.call(x[:, :, n:], num_cond_latents - n, past, transformer_options)
         velocity = self.velocity(x[:, :, n:], timestep[:, n:], context, context_mask, call, transformer_options)
         return nn.functional.pad(velocity, (0, 0, 0, 0, n, 0))
 
-    def past(self, given: Tensor, context: Tensor, kv_cache: KVCache | None, transformer_options: dict) -> Past:
-        """Keys and values of condition frames `[B, 16, t, H, W]` that a cache holds, recorded first if they are new."""
+    def past(
+        self, x: Tensor, num_cond_latents: int, context: Tensor, kv_cache: KVCache | None, transformer_options: dict
+    ) -> Past:
+        """Keys and values of condition frames that a cache holds, recorded first if they are new; as `forward`."""
 
-        def record(recording: Past) -> None:
-            first, num_latents = given[:1], given.shape[2]
-            call = self.call(first, num_latents, recording, transformer_options)
-            self.velocity(first, first.new_zeros(1, num_latents), context[:1], None, call, transformer_options)
+        def record(given: Tensor, recording: Past) -> None:
+            call = self.call(given, num_cond_latents, recording, transformer_options)
+            still = given.new_zeros(1, num_cond_latents)
+            self.velocity(given, still, context[:1], None, call, transformer_options)
 
-        return kv_cache.past(given, record, transformer_options) if kv_cache else NOTHING
+        return kv_cache.past(x, num_cond_latents, record, transformer_options) if kv_cache else NOTHING
 
     def call(self, x: Tensor, num_cond_latents: int, past: Past, transformer_options: dict) -> Call:
         """What all blocks need to know of a call with the latent `[B, 16, T, H, W]`; `embed_text` adds the mask."""

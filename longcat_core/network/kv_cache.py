@@ -24,6 +24,8 @@ from ..frames.geometry import LatentShape
 from .call import NOTHING, Past
 from .stores import CacheSize, DeviceStore, HostStore, Placement, Store
 
+Record = Callable[[Tensor, Past], object]
+"""Runs the network on condition frames `[1, 16, t, H, W]` alone, with a past that keeps what each block adds."""
 MAX_COPIES = 2  # of the whole frames: those themselves, and areas of them that prompts have for themselves
 
 
@@ -90,18 +92,20 @@ class KVCache:
         return 0 if is_built else self.size.device_bytes(self.placement)
 
     @torch.compiler.disable  # looks at data, and what it records is once per run: not worth a graph of its own
-    def past(self, given: Tensor, record: Callable[[Past], object], transformer_options: dict[str, Any]) -> Past:
+    def past(self, x: Tensor, num_cond_latents: int, record: Record, transformer_options: dict[str, Any]) -> Past:
         """The condition frames of a call as its past, or nothing where that is wrong: then the log says why, once.
 
         Args:
-            given: the condition frames `[B, 16, t, H, W]`, as the call has them.
-            record: runs the first video's condition frames alone, with a past that keeps what each block adds.
+            x: latent `[B, 16, T, H, W]` of the call.
+            num_cond_latents: how many of its leading frames are given.
+            record: runs the network on the first video's condition frames.
             transformer_options: of the call.
         """
+        given = x[:, :, :num_cond_latents]
         reason = why_not(given, transformer_options)
         if reason is None:
-            return Cached(self._store(given[:1], record), given.shape[2])
-        if given.shape[2]:
+            return Cached(self._store(given[:1], record), num_cond_latents)
+        if num_cond_latents:
             self._say(f"LongCat KV Cache is not used: {reason}.")
         return NOTHING
 
@@ -111,7 +115,7 @@ class KVCache:
             kept.store.clear()
         self.stores.clear()
 
-    def _store(self, given: Tensor, record: Callable[[Past], object]) -> Store:
+    def _store(self, given: Tensor, record: Record) -> Store:
         found = next((kept for kept in self.stores if kept.is_of(given)), None)
         if found is not None:
             return found.store
@@ -123,7 +127,7 @@ class KVCache:
         new = Kept(store, given.device, num_tokens)
         # Already here, so that a run that stops while it is being filled gives the memory back.
         self.stores.append(new)
-        record(Recording(store))
+        record(given, Recording(store))
         new.frames = given.clone()
         return store
 

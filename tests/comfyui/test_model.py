@@ -183,12 +183,18 @@ def test_condition_frames_of_a_context_window(window: list[int], count: int) -> 
     assert leading_window_frames(window, 2) == count
 
 
+def in_a_run() -> Any:
+    """What core sets while a model samples; without LoRAs."""
+    return SimpleNamespace(parent=None, get_injections=lambda key: (), load_device=torch.device("cpu"))
+
+
 def test_model_passes_timesteps_and_conditions_of_each_frame() -> None:
     import comfy.sd
 
     model = comfy.sd.load_diffusion_model_state_dict(load("models/hd64.safetensors").copy()).model
     mask = torch.ones(1, 16, 5, 4, 4)
     mask[:, :, :2] = 0
+    model.current_patcher = in_a_run()
     conds = model.extra_conds(cross_attn=torch.ones(1, 7, 64), denoise_mask=mask)
     assert conds["num_cond_latents"].cond == 2
     assert conds["c_crossattn"].cond.shape == (1, 512, 64)
@@ -200,6 +206,9 @@ def test_model_passes_timesteps_and_conditions_of_each_frame() -> None:
     under_mask = model.scale_latent_inpaint(sigma=torch.tensor([0.5]), noise=noise, latent_image=latent)
     assert torch.equal(under_mask[:, :, :2], latent[:, :, :2])
     torch.testing.assert_close(under_mask[:, :, 2:], 0.5 * noise[:, :, 2:] + 0.5 * latent[:, :, 2:])
+    model.current_patcher = None
+    under_mask = model.scale_latent_inpaint(sigma=torch.tensor([0.5]), noise=noise, latent_image=latent)
+    torch.testing.assert_close(under_mask, 0.5 * noise + 0.5 * latent)
 
     window = SimpleNamespace(index_list=[3, 4], causal_anchor_index=0)
     resized = model.resize_cond_for_context_window(
