@@ -26,7 +26,9 @@ from .stores import CacheSize, DeviceStore, HostStore, Placement, Store
 
 Record = Callable[[Tensor, Past], object]
 """Runs the network on condition frames `[1, 16, t, H, W]` alone, with a past that keeps what each block adds."""
-MAX_COPIES = 2  # of the whole frames: those themselves, and areas of them that prompts have for themselves
+MAX_COPIES = 4
+"""Of the whole frames: those themselves, and areas of them that prompts are limited to. What is more than ComfyUI was
+told to expect on the device lies in main memory."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,11 @@ class KVCache:
         """
         given = x[:, :, :num_cond_latents]
         reason = why_not(given, transformer_options)
-        if reason is None:
-            return Cached(self._store(given[:1], record), num_cond_latents)
+        store = None if reason else self._store(given[:1], record)
+        if store:
+            return Cached(store, num_cond_latents)
         if num_cond_latents:
+            reason = reason or "the areas of the prompts are too many"
             self._say(f"LongCat KV Cache is not used: {reason}.")
         return NOTHING
 
@@ -115,28 +119,28 @@ class KVCache:
             kept.store.clear()
         self.stores.clear()
 
-    def _store(self, given: Tensor, record: Record) -> Store:
+    def _store(self, given: Tensor, record: Record) -> Store | None:
         found = next((kept for kept in self.stores if kept.is_of(given)), None)
         if found is not None:
             return found.store
-        if any(kept.is_like(given) for kept in self.stores):
+        here = [kept for kept in self.stores if kept.device == given.device]
+        if any(kept.is_like(given) for kept in here):
             self._say("LongCat KV Cache is rebuilt: the condition frames have changed.")
         num_tokens = LatentShape(*given.shape[2:]).grid().num_tokens
-        self._make_room(given.device, num_tokens)
-        store = DeviceStore() if self.placement == "gpu" else HostStore(given.device)
-        new = Kept(store, given.device, num_tokens)
+        taken = num_tokens + sum(kept.num_tokens for kept in here)
+        if taken > MAX_COPIES * self.size.num_tokens:
+            outdated = next((kept for kept in here if kept.is_like(given)), None)
+            if outdated is None:
+                return None
+            outdated.store.clear()
+            self.stores.remove(outdated)
+        is_planned = self.placement == "gpu" and taken <= self.size.num_tokens
+        new = Kept(DeviceStore() if is_planned else HostStore(given.device), given.device, num_tokens)
         # Already here, so that a run that stops while it is being filled gives the memory back.
         self.stores.append(new)
-        record(given, Recording(store))
+        record(given, Recording(new.store))
         new.frames = given.clone()
-        return store
-
-    def _make_room(self, device: torch.device, num_tokens: int) -> None:
-        here = [kept for kept in self.stores if kept.device == device]
-        while here and sum(kept.num_tokens for kept in here) + num_tokens > MAX_COPIES * self.size.num_tokens:
-            oldest = here.pop(0)
-            oldest.store.clear()
-            self.stores.remove(oldest)
+        return new.store
 
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:
