@@ -11,6 +11,7 @@ where the reference's rounding can leave none and returns zeros.
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..frames.geometry import TokenGrid
@@ -38,15 +39,15 @@ class Chunking(NamedTuple):
         """Tokens `[B, heads, N, D]`, time slowest, to chunks `[B, heads, chunks, tokens of a chunk, D]`."""
         (frames, height, width), (nt, nh, nw), (t, h, w) = self.padding, self.counts, self.chunk
         if any(self.padding):
-            x = nn.functional.pad(x.unflatten(2, self.grid), (0, 0, 0, width, 0, height, 0, frames))
-        x = x.reshape(*x.shape[:2], nt, t, nh, h, nw, w, x.shape[-1])
-        return x.permute(0, 1, 2, 4, 6, 3, 5, 7, 8).reshape(*x.shape[:2], nt * nh * nw, t * h * w, x.shape[-1])
+            x = nn.functional.pad(x.unflatten(2, self.grid), (0, 0, 0, width, 0, height, 0, frames)).flatten(2, 4)
+        pattern = "b heads (nt t nh h nw w) d -> b heads (nt nh nw) (t h w) d"
+        return rearrange(x, pattern, nt=nt, nh=nh, nw=nw, t=t, h=h, w=w)
 
     def join(self, chunks: Tensor) -> Tensor:
         """The inverse of `split`; what was padded is dropped."""
-        x = chunks.unflatten(2, self.counts).unflatten(5, self.chunk).permute(0, 1, 2, 5, 3, 6, 4, 7, 8)
-        x = x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-        frames, height, width = self.grid
+        (nt, nh, nw), (t, h, w), (frames, height, width) = self.counts, self.chunk, self.grid
+        pattern = "b heads (nt nh nw) (t h w) d -> b heads (nt t) (nh h) (nw w) d"
+        x = rearrange(chunks, pattern, nt=nt, nh=nh, nw=nw, t=t, h=h, w=w)
         return x[:, :, :frames, :height, :width].flatten(2, 4)
 
     def real(self, device: torch.device) -> Tensor:

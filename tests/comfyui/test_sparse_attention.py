@@ -16,6 +16,7 @@ from longcat_core.frames.geometry import TokenGrid
 from longcat_core.network import spans
 from longcat_core.network.dit import LongCatVideoTransformer, ffn_hidden_size
 from longcat_core.sparse import attention as sparse_attention
+from longcat_core.sparse import flex, gather
 from longcat_core.sparse.attention import BLOCK_SPARSE, BlockSparse, block_sparse_attention
 from longcat_core.sparse.chunks import Chunking, means
 
@@ -117,7 +118,7 @@ def test_groups_and_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     q, k, v = inputs(*case[:2], heads=4)
     whole = block_sparse_attention(q, k, v, *case, 0.5, None, "gather")
     monkeypatch.setattr(sparse_attention, "GROUP_BYTES", 1)
-    monkeypatch.setattr(sparse_attention, "gather_bytes", lambda device: 1)
+    monkeypatch.setattr(gather, "gather_bytes", lambda device: 1)
     assert torch.equal(block_sparse_attention(q, k, v, *case, 0.5, None, "gather"), whole)
 
 
@@ -143,7 +144,7 @@ def test_wrong_input_is_said(changes: dict, said: str) -> None:
 
 def test_auto_says_what_it_takes(caplog: pytest.LogCaptureFixture) -> None:
     q = torch.zeros(1, 1, 64, 16)
-    sparse_attention.say_once.cache_clear()
+    flex.say_once.cache_clear()
     with caplog.at_level("INFO"):
         found = [sparse_attention.find_backend("auto", q, 64, 64) for _ in range(2)]
     assert found == 2 * [sparse_attention.attend_gathered]
@@ -169,8 +170,8 @@ def test_a_kernel_that_fails_or_errs_is_found_out(monkeypatch: pytest.MonkeyPatc
         (fail, 24, "it fails with RuntimeError: no kernel image"),
         (lambda q, *args: torch.ones_like(q), 40, "its result deviates by"),
     ):
-        monkeypatch.setattr(sparse_attention, "attend_flex", attend)
-        problem = sparse_attention.flex_problem(torch.device("cpu"), torch.float32, head_dim, 64, 64)
+        monkeypatch.setattr(flex, "attend_flex", attend)
+        problem = flex.flex_problem(torch.device("cpu"), torch.float32, head_dim, 64, 64)
         assert problem.startswith(said)
 
 
@@ -184,11 +185,11 @@ def test_many_sizes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return graph.forward
 
     compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False, backend=count)
-    monkeypatch.setattr(sparse_attention, "compiled_flex", lambda device_type: compiled)
+    monkeypatch.setattr(flex, "compiled_flex", lambda device_type: compiled)
     for height in range(4, 16):
         grid = (2, height, 4)
         q, k, v = inputs(grid, grid)
-        sparse_attention.attend_flex(*split(q, k, v, grid), None)
+        flex.attend_flex(*split(q, k, v, grid), None)
     assert len(calls) >= 10
 
 
@@ -205,13 +206,13 @@ def test_auto_goes_on_where_flex_fails(monkeypatch: pytest.MonkeyPatch, caplog: 
         tries.append(args)
         raise torch._dynamo.exc.FailOnRecompileLimitHit("too many\nsizes")
 
-    monkeypatch.setattr(sparse_attention, "attend_flex", fail)
-    monkeypatch.setattr(sparse_attention, "FAILED", set())
-    sparse_attention.say_once.cache_clear()
+    monkeypatch.setattr(flex, "attend_flex", fail)
+    monkeypatch.setattr(flex, "FAILED", set())
+    flex.say_once.cache_clear()
     grid = (2, 4, 4)
     chunks = split(*inputs(grid, grid), grid)
     with caplog.at_level("INFO"):
-        found = [sparse_attention.attend_flex_or_gathered(*chunks, None) for _ in range(2)]
+        found = [flex.attend_flex_or_gathered(*chunks, None) for _ in range(2)]
     assert torch.equal(found[0], sparse_attention.attend_gathered(*chunks, None))
     assert torch.equal(*found)
     assert len(tries) == 1
@@ -220,17 +221,22 @@ def test_auto_goes_on_where_flex_fails(monkeypatch: pytest.MonkeyPatch, caplog: 
     ]
 
 
-def test_running_out_of_memory_is_not_taken_for_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> Tensor:
-        raise torch.OutOfMemoryError
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_what_is_not_flex_attentions_fault_is_not_taken_for_it(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little memory, or a fault that the card reports of whatever ran on it."""
 
-    monkeypatch.setattr(sparse_attention, "attend_flex", fail)
+    def fail(*args: Any) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(flex, "attend_flex", fail)
     grid = (2, 4, 4)
-    with pytest.raises(torch.OutOfMemoryError):
-        sparse_attention.attend_flex_or_gathered(*split(*inputs(grid, grid), grid), None)
+    with pytest.raises(error):
+        flex.attend_flex_or_gathered(*split(*inputs(grid, grid), grid), None)
     for _ in range(2):
-        with pytest.raises(torch.OutOfMemoryError):
-            sparse_attention.flex_problem(torch.device("cpu"), torch.float32, 56, 64, 64)
+        with pytest.raises(error):
+            flex.flex_problem(torch.device("cpu"), torch.float32, 56, 64, 64)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -271,7 +277,7 @@ def test_memory_is_bounded(report: list[str]) -> None:
         peaks[1024 * frames] = memory.peak - q.nbytes
         copies = min(4 * q.nbytes, sparse_attention.GROUP_BYTES)
         chunks = (16 * frames) ** 2 * heads * 4
-        assert peaks[1024 * frames] <= 2 * copies + 3 * chunks + 2 * sparse_attention.gather_bytes(q.device)
+        assert peaks[1024 * frames] <= 2 * copies + 3 * chunks + 2 * gather.gather_bytes(q.device)
     assert peaks[65536] <= 1.1 * 16 * peaks[4096]
     said = ", ".join(f"{tokens:,} tokens {peak / 2**20:.0f} MiB" for tokens, peak in peaks.items())
     report.append(
