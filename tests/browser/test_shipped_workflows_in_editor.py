@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 from test_shipped_workflows import NEW, SAVED, SAVED_PER_SECOND, SINGLE_FILE_LOADERS, SMALL
-from toy_workflows import GIVEN_FRAMES, MODEL, SIZE
+from toy.workflows import GIVEN_FRAMES, MODEL, SIZE
 
 from .conftest import TOY_FILE, TOY_PROMPT
 from .editor import Editor

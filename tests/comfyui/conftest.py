@@ -21,7 +21,7 @@ COMFYUI = Path(os.environ["COMFYUI_PATH"])
 TINY = "tiny-random"
 TINY_FILE = "tiny-random.safetensors"
 
-sys.path.append(str(PACK / "scripts"))
+sys.path.append(str(PACK / "tools"))
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def tiny_model() -> Path:
 @pytest.fixture(scope="session")
 def toy_model() -> Path:
     """The trained toy, in ComfyUI's models/longcat."""
-    from toy_workflows import install_toy
+    from toy.workflows import install_toy
 
     return install_toy(Path(folder_paths.models_dir))
 
@@ -78,8 +78,8 @@ def empty_latent() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def server(tiny_model: Path, toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client of a real server that has the pack, in a folder with a hyphen, and both models."""
-    from comfyui_server import running_server
-    from host import Host
+    from host.process import Host
+    from host.server import running_server
 
     base = tmp_path_factory.mktemp("server")
     shutil.copytree(Path(folder_paths.models_dir), base / "models")
@@ -98,8 +98,8 @@ def server(tiny_model: Path, toy_model: Path, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def start(comfyui: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function that starts a server of its own; all use one base directory."""
-    from comfyui_server import running_server
-    from host import Host
+    from host.process import Host
+    from host.server import running_server
 
     base = tmp_path_factory.mktemp("restarted")
     shutil.copytree(Path(folder_paths.models_dir), base / "models")

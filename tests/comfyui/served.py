@@ -19,7 +19,7 @@ def samplings(events: list[Any]) -> list[int]:
 
 def sampled(server: Any, prompt: Prompt) -> list[int]:
     """Run a prompt; model calls of every sampling."""
-    from comfyui_server import outputs
+    from host.client import outputs
 
     events: list[Any] = []
     outputs(server.run(prompt, events.append))

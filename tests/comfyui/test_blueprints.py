@@ -23,7 +23,7 @@ from graphs import (
     inputs,
     served,
 )
-from videos import read_video
+from host.videos import read_video
 
 BLUEPRINTS = sorted((PACK / "subgraphs").glob("*.json"))
 TEXT_TO_VIDEO, IMAGE_TO_VIDEO, EXTEND = (
@@ -91,7 +91,7 @@ def save(video: list) -> Json:
 
 def saved_frames(server: Any, entry: Json, node_id: str) -> np.ndarray:
     """Frames `[F, height, width, 3]`, 0..255, that *Save Video* wrote."""
-    from comfyui_server import outputs
+    from host.client import outputs
 
     (file,) = outputs(entry)[node_id]["images"]
     frames, _ = read_video(io.BytesIO(server.download(file["filename"], file["subfolder"])))

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from goldens import load
 from inprocess import node, sample
-from make_tiny_model import randomize
+from tiny.network import randomize
 from torch import Tensor
 
 from longcat_core.weights import dit as dit_weights

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from graphs import PACK
+from host.videos import read_video
 from PIL import Image
-from toy_reader import read
-from videos import read_video
+from toy.reader import read
 
 
 def demo(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:

@@ -78,10 +78,10 @@ def run(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess:
 
 def prepare(source: Path, dest: Path, dtype: str = "bf16", layout: str = "comfy", **switches: bool) -> int:
     """Run it in this process."""
-    import prepare_weights
+    from prepare.run import prepare as prepare_weights
 
     options = {"validate": False, "force": False, **switches}
-    return prepare_weights.prepare(argparse.Namespace(source=source, dest=dest, dtype=dtype, layout=layout, **options))
+    return prepare_weights(argparse.Namespace(source=source, dest=dest, dtype=dtype, layout=layout, **options))
 
 
 def files_of(folder: Path) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from host.videos import read_video, saved_file, write_video
 from PIL import Image
 from served import Prompt, frames_of, latents, output, sampled, samples_of, samplings, samplings_and_log, state
-from videos import read_video, saved_file, write_video
 
 FRAMES, HEIGHT, WIDTH = 24, 48, 84
 LENGTH, SHARED = 12, 4
@@ -81,7 +81,7 @@ def refine_video(name: str, **changes: Any) -> Prompt:
 
 def saved(server: Any, prompt: Prompt) -> tuple[np.ndarray, float]:
     """What *Save Video* wrote, as `read_video`."""
-    from comfyui_server import outputs
+    from host.client import outputs
 
     file = saved_file(prompt, outputs(server.run(prompt)))
     return read_video(io.BytesIO(server.download(file["filename"], file["subfolder"])))
@@ -133,7 +133,7 @@ def test_a_long_video(uninterrupted: Any) -> None:
 
 
 def test_killed_in_the_second_segment_it_goes_on_with_it(start: Any, uninterrupted: Any) -> None:
-    from comfyui_server import ServerError
+    from host.client import ServerError
 
     prompt = refine_video("refined")
     with start() as server:
@@ -240,7 +240,7 @@ def test_another_frame_rate_makes_other_videos_of_the_same_latents(server: Any, 
     ],
 )
 def test_wrong_inputs_are_refused_before_anything_runs(server: Any, node_id: str, changes: dict, said: str) -> None:
-    from comfyui_server import PromptRejected
+    from host.client import PromptRejected
 
     prompt = refine_video("wrong")
     prompt[node_id]["inputs"] |= changes

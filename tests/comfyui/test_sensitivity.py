@@ -14,8 +14,8 @@ from breakages import BREAKAGES, Breakage
 from goldens import Case, cases
 from inprocess import node
 from test_toy import THRESHOLDS, agreement
-from toy_clips import HELD_OUT, draw, random_clips
-from toy_reader import Reading, read
+from toy.clips import HELD_OUT, draw, random_clips
+from toy.reader import Reading, read
 
 from longcat_core.frames.condition import with_condition
 from longcat_core.frames.geometry import LatentShape

@@ -33,7 +33,7 @@ def find(prompt: Prompt, class_type: str) -> str:
 
 def saved_video(server: Any, entry: dict) -> tuple[int, int, int, float]:
     """Width, height, frames and frames per second of the video that a prompt saved, read from the file."""
-    from comfyui_server import outputs
+    from host.client import outputs
 
     (files,) = (out["images"] for out in outputs(entry).values() if "images" in out)
     data = server.download(files[0]["filename"], files[0]["subfolder"])
@@ -92,7 +92,7 @@ def test_one_node_sampler(server: Any) -> None:
     ],
 )
 def test_wrong_inputs_are_refused_before_anything_runs(server: Any, changes: dict, said: str) -> None:
-    from comfyui_server import PromptRejected
+    from host.client import PromptRejected
 
     with pytest.raises(PromptRejected) as refusal:
         server.post_prompt(workflow("longcat_t2v", **changes))

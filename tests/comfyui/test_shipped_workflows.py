@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from host.videos import read_video, saved_file, write_video
 from lora_files import OFFICIAL_DOT, OFFICIAL_PREFIX
 from PIL import Image
-from toy_workflows import with_folder_loader
-from videos import read_video, saved_file, write_video
+from toy.workflows import with_folder_loader
 
 Prompt = dict[str, dict]
 
@@ -68,7 +68,7 @@ def find(prompt: Prompt, class_type: str) -> str:
 
 def saved_video(server: Any, prompt: Prompt, entry: dict) -> tuple[np.ndarray, float]:
     """What *Save Video* wrote, as `read_video`."""
-    from comfyui_server import outputs
+    from host.client import outputs
 
     file = saved_file(prompt, outputs(entry))
     return read_video(io.BytesIO(server.download(file["filename"], file["subfolder"])))

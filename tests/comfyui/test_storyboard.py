@@ -115,7 +115,7 @@ def uninterrupted(server: Any) -> Any:
 @pytest.fixture(scope="module")
 def resumed(start: Any, uninterrupted: Any) -> Resumed:
     """The same storyboard, its server killed in segment 3 and restarted."""
-    from comfyui_server import ServerError
+    from host.client import ServerError
 
     prompt = with_outputs(story("story"))
     with start() as server:
@@ -421,7 +421,7 @@ def test_damaged_segment(server: Any) -> None:
     ],
 )
 def test_wrong_inputs_are_refused_before_anything_runs(server: Any, changes: dict, said: str) -> None:
-    from comfyui_server import PromptRejected
+    from host.client import PromptRejected
 
     with pytest.raises(PromptRejected) as refusal:
         server.post_prompt(story("refused", **changes))

@@ -10,13 +10,14 @@ from typing import Any
 import comfy.sd
 import comfy.supported_models_base
 import comfy.text_encoders.wan
-import make_tiny_model
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import transformers
 from diffusers import AutoencoderKLWan
+from tiny.model import make
+from tiny.network import DIT_CONFIG, build_dit
 
 from longcat_core.weights import layouts
 from longcat_core.weights import vae_umt5 as weights
@@ -136,10 +137,10 @@ def test_text_encoding_is_that_of_transformers(clip: Any, tokenizer: Any, tiny_m
 
 def test_every_tensor_of_the_dit_shows_in_its_output(tiny_model: Path) -> None:
     state_dict = safetensors.torch.load_file(tiny_model / "dit" / DIT_FILE)
-    assert state_dict.keys() == layouts.tensor_names(make_tiny_model.DIT_CONFIG["depth"])
+    assert state_dict.keys() == layouts.tensor_names(DIT_CONFIG["depth"])
     assert {tensor.dtype for tensor in state_dict.values()} == {torch.bfloat16}
 
-    model = make_tiny_model.build_dit(make_tiny_model.DIT_CONFIG)
+    model = build_dit(DIT_CONFIG)
     model.load_state_dict(state_dict)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 3, 4, 4, generator=generator)
@@ -159,9 +160,9 @@ def test_every_tensor_of_the_dit_shows_in_its_output(tiny_model: Path) -> None:
 
 
 def test_making_is_reproducible_and_shards_hold_the_same_tensors(tmp_path: Path) -> None:
-    make_tiny_model.make(tmp_path / "whole", seed=1, shards=1)
-    make_tiny_model.make(tmp_path / "sharded", seed=1, shards=3)
-    make_tiny_model.make(tmp_path / "other", seed=2, shards=1)
+    make(tmp_path / "whole", seed=1, shards=1)
+    make(tmp_path / "sharded", seed=1, shards=3)
+    make(tmp_path / "other", seed=2, shards=1)
     shards = sorted((tmp_path / "sharded" / "dit").glob("*.safetensors"))
     assert [shard.name for shard in shards] == [
         f"diffusion_pytorch_model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
@@ -179,16 +180,16 @@ def test_making_is_reproducible_and_shards_hold_the_same_tensors(tmp_path: Path)
 
 def test_a_finished_folder_is_left_alone_and_a_changed_one_is_replaced(tmp_path: Path) -> None:
     dest = tmp_path / "tiny"
-    make_tiny_model.make(dest, seed=1, shards=1)
+    make(dest, seed=1, shards=1)
     mark = dest / "mark"
     mark.touch()
-    make_tiny_model.make(dest, seed=1, shards=1)
+    make(dest, seed=1, shards=1)
     assert mark.exists()
-    make_tiny_model.make(dest, seed=2, shards=1)
+    make(dest, seed=2, shards=1)
     assert not mark.exists()
 
 
 def test_a_foreign_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(ValueError, match="was not written by this script"):
-        make_tiny_model.make(tmp_path / "photos", seed=0, shards=1)
+        make(tmp_path / "photos", seed=0, shards=1)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from demo import MODES
+from host.videos import write_video
 from PIL import Image
 from test_shipped_workflows import find, saved_video
-from toy_clips import (
+from toy.clips import (
     BACKGROUNDS,
     COLORS,
     HELD_OUT,
@@ -28,9 +28,9 @@ from toy_clips import (
     subject_of,
     unknown_words,
 )
-from toy_reader import Reading, psnr, read
-from toy_workflows import given_frames, toy_workflow
-from videos import write_video
+from toy.modes import MODES
+from toy.reader import Reading, psnr, read
+from toy.workflows import given_frames, toy_workflow
 
 Prompt = dict[str, dict]
 

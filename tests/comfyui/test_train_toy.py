@@ -18,19 +18,19 @@ COMPONENTS = {"dit", "scheduler", "text_encoder", "tokenizer", "vae"}
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The recipe, with core's layers in training."""
-    import toy_training
+    from toy import training
 
     monkeypatch.setattr(comfy.model_management, "in_training", True)
-    return toy_training
+    return training
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder that training can start from."""
-    import toy_folder
+    from toy.folder import prepare
 
     folder = tmp_path_factory.mktemp("work")
-    toy_folder.prepare(folder)
+    prepare(folder)
     return folder
 
 
@@ -77,17 +77,19 @@ def test_the_learning_rate_falls_to_0_in_every_round(training: Any) -> None:
 
 def test_one_column_counts_for_all_padding(training: Any, work: Path) -> None:
     """What is trained on 11 text columns is what runs on 512."""
-    from make_tiny_model import build_dit, randomize
+    from tiny.network import build_dit, randomize
+    from toy.folder import DIT_CONFIG, TEXT_COLUMNS, load_prepared
+    from toy.tasks import TEXT_TOKENS, attend_to_padding
 
-    network = build_dit(training.DIT_CONFIG)
+    network = build_dit(DIT_CONFIG)
     generator = torch.Generator().manual_seed(0)
     randomize(network.state_dict(), generator)
-    texts = training.load_prepared(work)["contexts"]
+    texts = load_prepared(work)["contexts"]
     context, mask = texts["context"][:3], texts["mask"][:3]
-    padding = training.TEXT_TOKENS - training.TEXT_COLUMNS
+    padding = TEXT_TOKENS - TEXT_COLUMNS
     x = torch.randn(3, 16, 2, 8, 8, generator=generator)
     timestep = torch.tensor([900.0, 500.0, 10.0])
-    options = {"optimized_attention_override": training.attend_to_padding}
+    options = {"optimized_attention_override": attend_to_padding}
     with torch.no_grad():
         short = network(x, timestep, context, mask, transformer_options=options)
         padded = torch.nn.functional.pad(context, (0, 0, 0, padding)), torch.nn.functional.pad(mask, (0, padding))
@@ -99,10 +101,11 @@ def test_one_column_counts_for_all_padding(training: Any, work: Path) -> None:
 
 
 def test_latents_have_unit_variance_and_keep_the_picture(training: Any, work: Path) -> None:
-    from toy_clips import HELD_OUT, draw, random_clips
-    from toy_latents import LatentSpace
+    from toy.clips import HELD_OUT, draw, random_clips
+    from toy.folder import load_prepared
+    from toy.latents import LatentSpace
 
-    space = LatentSpace.of(training.load_prepared(work)["space"])
+    space = LatentSpace.of(load_prepared(work)["space"])
     clips = draw(random_clips(HELD_OUT, 17, torch.Generator().manual_seed(1)))
     latents = space.encode(clips)
     assert latents.shape == (len(HELD_OUT), 16, 5, 8, 8)
@@ -114,7 +117,7 @@ def test_latents_have_unit_variance_and_keep_the_picture(training: Any, work: Pa
 
 
 def test_muon_steps_have_singular_values_near_one() -> None:
-    from toy_muon import Muon
+    from toy.muon import Muon
 
     kernel = torch.nn.Parameter(torch.zeros(12, 4, 3, 3))
     kernel.grad = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(0))

@@ -20,7 +20,7 @@ from goldens import (
 from network import Network
 from refine_inputs import refine_frames, refine_start
 from torch import Tensor
-from toy import ToyNetwork
+from toy_network import ToyNetwork
 
 from longcat_core.frames.geometry import TokenGrid, latent_frames
 from longcat_core.sparse.attention import BLOCK_SPARSE, Backend, BlockSparse, block_sparse_attention

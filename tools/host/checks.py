@@ -1,45 +1,39 @@
-"""Check and test the pack in a real ComfyUI: ruff, mypy, then all of pytest.
-
-Arguments go to pytest, as in ``python3 scripts/test.py -k parity`` or ``... tests/unit -x``. Without a path all files
-are shared out to two processes. A skipped test is a failure, unless its reason starts with "needs hardware:". The last
-line counts everything.
-"""
+"""The checks of the pack: ruff, mypy, then all of pytest, counted together. Needs the standard library only."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # an embedded Python does not do it
-from host import PACK, TEST_REQUIREMENTS, Host, ensure_host, requirements, run_command, run_in_host
+from host.process import PACK, Host, run_in_host
+from host.setup import TEST_REQUIREMENTS, ensure_host, requirements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 HARDWARE = "needs hardware:"
 TEST_PATHS = ("tests", "./tests", str(PACK / "tests"))
 BROWSER_TESTS = PACK / "tests" / "browser"
-TYPED = ("__init__.py", "nodes", "longcat_core", "scripts")
+TYPED = ("__init__.py", "nodes", "longcat_core", "scripts", "tools")
 WORKERS = 2
 SHARED_OUT = ("-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder")
 # The pack's folder must not be on sys.path: its nodes/ would hide ComfyUI's nodes.py.
 PYTEST = "import sys; sys.path = [path for path in sys.path if path]; import pytest; sys.exit(pytest.main())"
 
 
-def main() -> int:
-    """Run everything, also after a failure, and count."""
-    arguments = sys.argv[1:]
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(__doc__)
-        return 0
+def check(arguments: Sequence[str]) -> int:
+    """Run everything, also after a failure, count, and return the exit status.
+
+    Args:
+        arguments: for pytest.
+    """
     host = ensure_host(packages=requirements(TEST_REQUIREMENTS))
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
         failed = [*_failed_checks(host, scratch)]
         report = scratch / "report.xml"
         arguments = [argument for argument in arguments if argument != "--"]
@@ -55,8 +49,8 @@ def main() -> int:
         failed.append(f"pytest (status {status})")
     for reason in refused:
         print(f'skipped without "{HARDWARE}": {reason}')
-    for check in failed:
-        print(f"failed: {check}")
+    for name in failed:
+        print(f"failed: {name}")
     failures += len(refused) + len(failed)
     print(f"{passed} passed, {failures} failed" + (f", {accepted} need other hardware" if accepted else ""))
     return 1 if failures else 0
@@ -76,6 +70,7 @@ def _failed_checks(host: Host, scratch: Path) -> Iterator[str]:
         else:
             package.mkdir()
             shutil.copy(source, package)
+    (package / "scripts" / "__init__.py").touch()  # two commands are named as the packages that they start
     if run_in_host(host, ["-m", "mypy", "--config-file", PACK / "pyproject.toml", package], cwd=scratch):
         yield "mypy"
 
@@ -93,7 +88,7 @@ def _concerns_browser(path: str) -> bool:
     return chosen.is_relative_to(BROWSER_TESTS) or BROWSER_TESTS.is_relative_to(chosen)
 
 
-def _run_pytest(host: Host, arguments: list[str], report: Path) -> int:
+def _run_pytest(host: Host, arguments: Sequence[str], report: Path) -> int:
     print("== pytest", flush=True)
     options = ["-c", PACK / "tests" / "pytest.ini", f"--junitxml={report}"]
     return run_in_host(host, ["-c", PYTEST, *options, *arguments], cwd=PACK)
@@ -120,7 +115,3 @@ def _reason(skip: ElementTree.Element) -> str:
     message = skip.get("message", "")
     # A whole module that skips itself has its reason in the text, as (file, line, 'Skipped: reason').
     return (skip.text or "").partition("Skipped: ")[2].rstrip("\"')") if message == "collection skipped" else message
-
-
-if __name__ == "__main__":
-    run_command(main)

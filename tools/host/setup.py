@@ -11,7 +11,6 @@ it), and nothing is installed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -21,47 +20,29 @@ import subprocess
 import sys
 import tarfile
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+from host.lock import exclusive
+from host.own import MINIMUM_COMFYUI, own_host
+from host.process import PACK, Host, HostError, complaint, host_environment, installed_versions, interpreter, say
 
-SCRIPTS = Path(__file__).resolve().parent
-PACK = SCRIPTS.parent
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PYTHON_VERSIONS = ((3, 10), (3, 13))
-MINIMUM_COMFYUI = "0.30.0"
 UV = "uv==0.13.9"
 DISK_SPACE = 8 * 10**9  # bytes; the finished host takes 6 GB
 
-SOURCE = SCRIPTS / "comfyui-source.txt"
-CONSTRAINTS = SCRIPTS / "constraints.txt"
-TEST_REQUIREMENTS = SCRIPTS / "test-requirements.txt"
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE / "comfyui-source.txt"
+CONSTRAINTS = HERE / "constraints.txt"
+TEST_REQUIREMENTS = HERE / "test-requirements.txt"
 PACK_REQUIREMENTS = PACK / "requirements.txt"
 
 STEPS = 5
-COMPLAINT_LENGTH = 400  # characters
 HEARTBEAT = 30  # seconds between signs of life of a long step
 STAMP = "host-is-complete"
-# Windows locks byte ranges, and a locked byte cannot be read: this one is far behind the process id in the file.
-LOCKED_BYTE = 1 << 30
-
-
-class HostError(Exception):
-    """The host cannot be made ready; the message is a sentence for the user."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """A ComfyUI and the Python that runs it."""
-
-    comfyui: Path
-    """The folder main.py is in."""
-    python: Path
-    """Full path of the interpreter."""
 
 
 def ensure_host(packages: Sequence[str] = ()) -> Host:
@@ -72,10 +53,10 @@ def ensure_host(packages: Sequence[str] = ()) -> Host:
     """
     own = os.environ.get("COMFYUI_PATH")
     if own:
-        return _own_host(Path(own).expanduser().absolute(), packages)
+        return own_host(Path(own).expanduser().absolute(), [*requirements(PACK_REQUIREMENTS), *packages])
     _check_python_version()
     home = cache_root() / _digest()
-    host = Host(comfyui=home / "comfyui", python=_interpreter(home / "venv"))
+    host = Host(comfyui=home / "comfyui", python=interpreter(home / "venv"))
     if not _is_complete(home, host):
         home.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(home.with_suffix(".lock")):
@@ -103,138 +84,6 @@ def requirements(file: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def host_environment() -> dict[str, str]:
-    """Return this process's environment without what harms a host's Python.
-
-    PYTHONDONTWRITEBYTECODE costs 12 s at every start of ComfyUI; the others mix foreign packages into it.
-    """
-    harmful = {"PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "PYTHONPATH"}
-    return {name: value for name, value in os.environ.items() if name not in harmful}
-
-
-def run_in_host(host: Host, arguments: Sequence[str | Path], cwd: Path | None = None) -> int:
-    """Run the host's Python with the host named in its environment, and return its exit status.
-
-    Ctrl-C reaches the child as well: this waits until it has cleaned up.
-    """
-    named = {"COMFYUI_PATH": str(host.comfyui), "COMFYUI_PYTHON": str(host.python)}
-    command = [str(host.python), *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=cwd, env={**host_environment(), **named})
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
-        except SystemExit:
-            process.terminate()
-            process.wait()
-            raise
-
-
-def run_command(main: Callable[[], int]) -> None:
-    """Run a command's ``main`` and exit with its status.
-
-    HostError ends it with its message and status 1, Ctrl-C with one line and status 130.
-    """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that children are ended too
-    try:
-        sys.exit(main())
-    except HostError as error:
-        _say(f"\n{error}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        _say("\nStopped.")
-        sys.exit(130)
-
-
-# --- a user's own ComfyUI ---------------------------------------------------------------------------------------------
-
-_VERSIONS_OF = """
-import importlib.metadata, json, sys
-versions = {}
-for name in sys.argv[1:]:
-    try:
-        versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        versions[name] = None
-print(json.dumps(versions))
-"""
-
-
-def _own_host(root: Path, packages: Sequence[str]) -> Host:
-    if not (root / "main.py").is_file():
-        raise HostError(
-            f"COMFYUI_PATH is {root}, which has no main.py: set it to the folder of ComfyUI that main.py is in, "
-            "or unset it to have one set up."
-        )
-    version = _comfyui_version(root)
-    if _numbers(version) < _numbers(MINIMUM_COMFYUI):
-        raise HostError(
-            f"COMFYUI_PATH is {root}, a ComfyUI of version {version}: {MINIMUM_COMFYUI} or newer is needed. "
-            "Update it, or unset COMFYUI_PATH to have one set up."
-        )
-    python = _own_python(root)
-    _check_packages(python, [*requirements(PACK_REQUIREMENTS), *packages])
-    return Host(comfyui=root, python=python)
-
-
-def _comfyui_version(root: Path) -> str:
-    file = root / "comfyui_version.py"
-    match = re.search(r'__version__ = "([^"]+)"', file.read_text(encoding="utf-8")) if file.is_file() else None
-    return match.group(1) if match else "unknown"
-
-
-def _own_python(root: Path) -> Path:
-    given = os.environ.get("COMFYUI_PYTHON")
-    if given:
-        found = shutil.which(given)
-        if not found:
-            raise HostError(
-                f"COMFYUI_PYTHON is {given}, which is no program: set it to the Python that ComfyUI runs with."
-            )
-        return Path(found).absolute()
-    candidates = (
-        _interpreter(root / "venv"),
-        _interpreter(root / ".venv"),
-        root.parent / "python_embeded" / "python.exe",
-    )
-    return next((python for python in candidates if python.is_file()), Path(sys.executable))
-
-
-def _check_packages(python: Path, needed: Sequence[str]) -> None:
-    """Check for packages given as ``name`` or ``name>=version``, and for torch, without importing any."""
-    floors = {name: floor for name, _, floor in (package.partition(">=") for package in needed)}
-    versions = _installed_versions(python, ["torch", *floors])
-    if versions["torch"] is None:
-        raise HostError(
-            f"{python} has no torch, so it is not the Python that ComfyUI runs with: set COMFYUI_PYTHON to that one."
-        )
-    lacking = [
-        f'"{name}>={floor}"' if floor else name
-        for name, floor in floors.items()
-        if _numbers(versions[name] or "") < (_numbers(floor) or (0,))
-    ]
-    if lacking:
-        raise HostError(
-            f"{python} lacks {' '.join(lacking)}. Install with:\n  {python} -m pip install {' '.join(lacking)}"
-        )
-
-
-def _installed_versions(python: Path, names: Sequence[str]) -> dict[str, str | None]:
-    command = [str(python), "-c", _VERSIONS_OF, *names]
-    result = subprocess.run(command, env=host_environment(), capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise HostError(f"{python} does not run as a Python interpreter: {_complaint(result.stderr)}")
-    return json.loads(result.stdout)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-
-
-# --- our own set-up ---------------------------------------------------------------------------------------------------
-
-
 def _check_python_version() -> None:
     lowest, highest = PYTHON_VERSIONS
     if not lowest <= sys.version_info[:2] <= highest:
@@ -252,10 +101,6 @@ def _digest() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _interpreter(environment: Path) -> Path:
-    return environment / "Scripts" / "python.exe" if sys.platform == "win32" else environment / "bin" / "python"
-
-
 def _is_complete(home: Path, host: Host) -> bool:
     # The interpreter is a link to the Python it was made with, which may have been removed since.
     return (home / STAMP).is_file() and host.python.is_file()
@@ -267,7 +112,7 @@ def _build(home: Path, host: Host) -> None:
         shutil.rmtree(home)
     home.mkdir()
     _check_disk_space(home)
-    _say(f"Setting up ComfyUI {MINIMUM_COMFYUI} for the pack's commands, once, in {home}")
+    say(f"Setting up ComfyUI {MINIMUM_COMFYUI} for the pack's commands, once, in {home}")
     started = time.monotonic()
     log = home / "setup.log"
     download = home / "download"
@@ -288,7 +133,7 @@ def _build(home: Path, host: Host) -> None:
     _step(5, "Checking that torch loads", (python, "-c", "import torch, torchvision, torchaudio"), log)
     shutil.rmtree(download)
     (home / STAMP).touch()
-    _say(f"ComfyUI is ready after {time.monotonic() - started:.0f} s.")
+    say(f"ComfyUI is ready after {time.monotonic() - started:.0f} s.")
 
 
 def _check_disk_space(home: Path) -> None:
@@ -315,7 +160,7 @@ def _extract_comfyui(archive: Path, destination: Path) -> None:
 
 
 def _check_torch(python: Path) -> None:
-    version = _installed_versions(python, ["torch"])["torch"]
+    version = installed_versions(python, ["torch"])["torch"]
     if version is None or "+cpu" in version:
         raise HostError(
             f"uv installed torch {version}, but torchvision and torchaudio work with the ordinary PyPI build only: "
@@ -327,14 +172,14 @@ def _step(number: int, text: str, command: Sequence[str], log: Path, shows_progr
     """Run one command of the set-up, with its output in ``log``, or on the terminal where it draws its own progress."""
     started = time.monotonic()
     on_terminal = shows_progress and sys.stderr.isatty()
-    _say(f"[{number}/{STEPS}] {text} ...", end="\n" if on_terminal else "")
+    say(f"[{number}/{STEPS}] {text} ...", end="\n" if on_terminal else "")
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
         begin = file.tell()
         status = _run(command, sys.stderr if on_terminal else file, started)
     seconds = f"{time.monotonic() - started:.0f} s"
-    _say(f"[{number}/{STEPS}] done in {seconds}" if on_terminal else f" {seconds}")
+    say(f"[{number}/{STEPS}] done in {seconds}" if on_terminal else f" {seconds}")
     if status:
         output = "" if on_terminal else log.read_bytes()[begin:].decode(errors="replace")
         raise HostError(f"Step {number} of {STEPS} failed: {text}. {_reason(output, log)}")
@@ -344,14 +189,14 @@ def _run(command: Sequence[str], output: IO[str], started: float) -> int:
     environment = {**host_environment(), "UV_PYTHON_DOWNLOADS": "never"}
     # In a session of its own, so that ending this one also ends what the command itself started.
     with subprocess.Popen(
-        command, cwd=SCRIPTS, env=environment, stdout=output, stderr=output, start_new_session=True
+        command, cwd=HERE, env=environment, stdout=output, stderr=output, start_new_session=True
     ) as process:
         while True:
             try:
                 return process.wait(HEARTBEAT)
             except subprocess.TimeoutExpired:
                 if output is not sys.stderr:
-                    _say(f" {time.monotonic() - started:.0f} s ...", end="")
+                    say(f" {time.monotonic() - started:.0f} s ...", end="")
             except BaseException:
                 if sys.platform == "win32":
                     process.kill()
@@ -379,66 +224,5 @@ def _reason(output: str, log: Path) -> str:
             "(UV_DEFAULT_INDEX), then run this again."
         )
     else:
-        reason = _complaint(output)
+        reason = complaint(output)
     return f"{reason} Log: {log}"
-
-
-def _complaint(output: str) -> str:
-    """Return the first error that pip or uv printed, or else the last line of whatever ran, on one line."""
-    error = re.search(r"^error.*", output, re.M | re.S | re.I)
-    words = re.findall(r"[!-~]+", error.group() if error else output.strip().rpartition("\n")[2])
-    return " ".join(words)[:COMPLAINT_LENGTH] or "It said nothing."
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for it. The operating system frees it when this process ends, however it ends."""
-    with path.open("a+", encoding="utf-8") as file:
-        announced = False
-        while not _try_lock(file.fileno()):
-            if not announced:
-                file.seek(0)
-                _say(f"Waiting for another run (pid {file.read().strip() or 'unknown'}) ...")
-                announced = True
-            time.sleep(0.5)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(descriptor: int) -> bool:
-        os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-else:
-    import fcntl
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
-def _say(text: str, end: str = "\n") -> None:
-    print(text, end=end, file=sys.stderr, flush=True)
-
-
-def main() -> int:
-    """Make the host ready and print where it is."""
-    host = ensure_host()
-    print(f"COMFYUI_PATH={host.comfyui}")
-    print(f"COMFYUI_PYTHON={host.python}")
-    return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

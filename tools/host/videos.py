@@ -1,4 +1,4 @@
-"""Read and write small videos, with the libraries that ComfyUI brings."""
+"""Read, write and show small videos, with the libraries that ComfyUI brings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,3 +44,17 @@ def saved_file(prompt: dict[str, dict[str, Any]], outputs: dict[str, Any]) -> di
 def spread(frames: Sequence[np.ndarray] | np.ndarray, count: int) -> list[np.ndarray]:
     """`count` of the frames, evenly spread, with the first and the last."""
     return [frames[round(index * (len(frames) - 1) / (count - 1))] for index in range(count)]
+
+
+def write_contact_sheet(frames: np.ndarray, path: Path, columns: int = 6, rows: int = 2) -> None:
+    """Write evenly spread frames, from the first to the last, side by side and enlarged."""
+    _, height, width, _ = frames.shape
+    scale, gap = max(1, 128 // width), 4
+    cell_width, cell_height = scale * width + gap, scale * height + gap
+    sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), "white")
+    for index, frame in enumerate(spread(frames, columns * rows)):
+        row, column = divmod(index, columns)
+        place = (gap + column * cell_width, gap + row * cell_height)
+        enlarged = Image.fromarray(frame).resize((scale * width, scale * height), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, place)
+    sheet.save(path)

@@ -1,14 +1,13 @@
-"""Draw the learning curves of the toy model: `python3 scripts/toy_curves.py WORK PICTURE.svg`.
+"""The learning curves of the toy model, from the logs of its training. Needs the standard library only.
 
-WORK is the folder of scripts/train_toy.py, with one log per part. Losses are on a logarithmic scale; a line is the mean
-over the steps since the last one, smoothed over `SMOOTHING` lines.
+Losses are on a logarithmic scale; a line is the mean over the steps since the last one, smoothed over `SMOOTHING`
+lines.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,13 +33,13 @@ class Chart(NamedTuple):
     curves: dict[str, list[float]]
 
 
-def main() -> None:
-    """Command line."""
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    work, picture = map(Path, sys.argv[1:])
-    if not work.is_dir():
-        sys.exit(f"{work} is not a folder: name the one that train_toy.py wrote its logs to.")
+def write_picture(work: Path, picture: Path) -> None:
+    """Write the charts of all parts side by side, as an SVG.
+
+    Args:
+        work: the folder that scripts/train_toy.py wrote its logs to.
+        picture: the file to write.
+    """
     charts = [read_log(work / f"{part}.jsonl") for part in ("encoder", "decoder", "dit")]
     body = "".join(draw(chart, left=index * WIDTH) for index, chart in enumerate(charts))
     size = f'width="{WIDTH * len(charts)}" height="{HEIGHT}"'
@@ -108,7 +107,3 @@ def ticks(low: float, high: float) -> list[float]:
         mantissa * 10.0**exponent for exponent in range(math.floor(low), math.ceil(high)) for mantissa in (1, 2, 5)
     ]
     return [value for value in candidates if low <= math.log10(value) <= high]
-
-
-if __name__ == "__main__":
-    main()

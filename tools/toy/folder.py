@@ -1,7 +1,7 @@
 """The toy model as a folder in the released layout, and what its training starts from.
 
 The text encoder is a UMT5 with random weights: with 23 words, it need not learn. The VAE and the transformer are
-trained by toy_training.py. ComfyUI and the pack must be importable.
+trained by training.py. ComfyUI and the pack must be importable.
 """
 
 import tempfile
@@ -11,15 +11,17 @@ from typing import Any
 
 import diffusers
 import torch
-import toy_latents
 import transformers
-from make_tiny_model import CORPUS, SCHEDULER_CONFIG, VOCAB_SIZE, randomize, write_dit, write_tokenizer
+from tiny.model import SCHEDULER_CONFIG
+from tiny.network import randomize, write_dit
+from tiny.tokenizer import CORPUS, VOCAB_SIZE, write_tokenizer
 from torch import Tensor
-from toy_clips import SUBJECTS, TRAINED, WORDS, draw, random_clips
 
 from longcat_core.comfyui.load import load_text_encoder
 from longcat_core.text import fixed_length
 from longcat_core.weights.vae_umt5 import vae_to_diffusers
+from toy.clips import SUBJECTS, TRAINED, WORDS, draw, random_clips
+from toy.latents import fit
 
 SEED = 0
 VAE_WIDTH = 8
@@ -50,7 +52,7 @@ def prepare(work: Path) -> None:
         write_text_encoder(Path(scratch))
         contexts = encode_prompts(Path(scratch))
     generator = torch.Generator().manual_seed(SEED)
-    space = toy_latents.fit(draw(random_clips(TRAINED, 17, generator)))
+    space = fit(draw(random_clips(TRAINED, 17, generator)))
     save({"contexts": contexts, "space": [tuple(projection) for projection in space]}, work / "prepared.pt")
 
 

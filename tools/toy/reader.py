@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from toy_clips import BACKGROUNDS, COLORS, MOTIONS, SHAPES, coverage
+
+from toy.clips import BACKGROUNDS, COLORS, MOTIONS, SHAPES, coverage
 
 STILL = 4.0  # pixels between the first and the last frame below which nothing moved
 MIN_AREA = 40  # pixels; a smaller spot is no shape

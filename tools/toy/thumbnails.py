@@ -1,20 +1,16 @@
-"""Run every shipped workflow on the toy model and put frames of its video into its thumbnail, `workflows/<name>.jpg`.
+"""The thumbnails of the shipped workflows, which show what each of them makes of the toy model."""
 
-python3 scripts/make_thumbnails.py
-"""
-
-from __future__ import annotations
-
-import os
-import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # an embedded Python does not do it
-from demo import DIRECTIONS
-from host import PACK, Host, ensure_host, run_command, run_in_host
+from host.client import outputs
+from host.process import PACK, this_host
+from host.server import running_server
+from host.videos import read_video, saved_file, spread
+from PIL import Image
 
-HOSTED = "--hosted"
+from toy.modes import DIRECTIONS
+from toy.workflows import install_toy, toy_workflow, write_given_files
 
 STEPS, SEED = 30, 0
 THUMBNAIL = (480, 270)
@@ -36,25 +32,12 @@ PROMPTS = {
 }
 
 
-def main() -> int:
-    """Set up, and run this file again under the host's Python."""
-    if sys.argv[1:] != [HOSTED]:
-        return run_in_host(ensure_host(), [__file__, HOSTED])
-    make_all()
-    return 0
-
-
 def make_all() -> None:
     """Run every workflow in one server."""
-    from comfyui_server import outputs, running_server
-    from toy_workflows import install_toy, toy_workflow, write_given_files
-    from videos import saved_file
-
-    host = Host(comfyui=Path(os.environ["COMFYUI_PATH"]), python=Path(sys.executable))
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         install_toy(base / "models")
-        with running_server(host, base, PACK) as client:
+        with running_server(this_host(), base, PACK) as client:
             for workflow, (length, prompts) in PROMPTS.items():
                 graph = toy_workflow(workflow, prompts, length, STEPS, SEED)
                 write_given_files(base / "input", graph, prompts[0])
@@ -65,9 +48,6 @@ def make_all() -> None:
 
 def write_thumbnail(video: Path, path: Path) -> None:
     """Write the first, middle and last frame side by side."""
-    from PIL import Image
-    from videos import read_video, spread
-
     frames, _ = read_video(str(video))
     picture = Image.new("RGB", THUMBNAIL, PAPER)
     gap = (THUMBNAIL[0] - FRAMES * FRAME_SIZE) // (FRAMES + 1)
@@ -76,7 +56,3 @@ def write_thumbnail(video: Path, path: Path) -> None:
         enlarged = Image.fromarray(frame).resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.BICUBIC)
         picture.paste(enlarged, place)
     picture.save(path, quality=90)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from host import PACK
+from host.process import PACK
+from host.videos import write_video
 from PIL import Image
-from toy_clips import SIZE, draw, random_clips, subject_of
-from videos import write_video
+
+from toy.clips import SIZE, draw, random_clips, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
