@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from host.process import Host
+from host.server import running_server
 from playwright.sync_api import Browser, Error, expect, sync_playwright
+from toy.workflows import MODEL, install_toy, write_given_files
 
 from .chromium import INSTALL, OTHER, find_chromium
 from .editor import Editor, open_editor
@@ -33,16 +36,10 @@ SETTINGS = {
 }
 PLAYS_H264 = "document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.42E01E\"') !== ''"
 
-sys.path.append(str(PACK / "tools"))
-
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client of a server with the model and with the input files that the workflows name."""
-    from host.process import Host
-    from host.server import running_server
-    from toy.workflows import write_given_files
-
     base = tmp_path_factory.mktemp("browser-server")
     write_model(base / "models")
     for workflow in (PACK / "workflows" / "api").glob("*.json"):
@@ -57,7 +54,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def write_model(models: Path) -> None:
     """Put the toy model into ComfyUI's folder of models, as a folder and its network as a single file, and LoRAs."""
     from test_shipped_workflows import write_loras
-    from toy.workflows import MODEL, install_toy
 
     install_toy(models)
     (weights,) = (models / "longcat" / MODEL / "dit").glob("*.safetensors")

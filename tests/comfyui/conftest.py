@@ -13,15 +13,16 @@ import folder_paths
 import nodes
 import pytest
 import torch
+from host.process import Host
+from host.server import running_server
 from inprocess import node
+from toy.workflows import install_toy
 
 PACK = Path(__file__).resolve().parents[2]
 FAULT_PACK = Path(__file__).parent / "fault_pack"
 COMFYUI = Path(os.environ["COMFYUI_PATH"])
 TINY = "tiny-random"
 TINY_FILE = "tiny-random.safetensors"
-
-sys.path.append(str(PACK / "tools"))
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +45,6 @@ def tiny_model() -> Path:
 @pytest.fixture(scope="session")
 def toy_model() -> Path:
     """The trained toy, in ComfyUI's models/longcat."""
-    from toy.workflows import install_toy
-
     return install_toy(Path(folder_paths.models_dir))
 
 
@@ -78,9 +77,6 @@ def empty_latent() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def server(tiny_model: Path, toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client of a real server that has the pack, in a folder with a hyphen, and both models."""
-    from host.process import Host
-    from host.server import running_server
-
     base = tmp_path_factory.mktemp("server")
     shutil.copytree(Path(folder_paths.models_dir), base / "models")
     shutil.copytree(FAULT_PACK, base / "custom_nodes" / FAULT_PACK.name)
@@ -98,9 +94,6 @@ def server(tiny_model: Path, toy_model: Path, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def start(comfyui: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function that starts a server of its own; all use one base directory."""
-    from host.process import Host
-    from host.server import running_server
-
     base = tmp_path_factory.mktemp("restarted")
     shutil.copytree(Path(folder_paths.models_dir), base / "models")
     host = Host(comfyui=comfyui, python=Path(sys.executable))

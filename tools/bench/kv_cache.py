@@ -4,13 +4,13 @@ Times are processor time of one thread, so that other programs on the machine ha
 of two times, in which their noise would be many times larger than in either.
 """
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from host.process import say
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -95,7 +95,7 @@ def measure(network: nn.Module, inputs: Sequence[Tensor], num_cond_latents: int,
         building: list[float] = []
         cached: list[float] = []
         for repeat in range(repeats):
-            print(f"KV cache, {num_cond_latents} latents: {repeat + 1}/{repeats}", file=sys.stderr, flush=True)
+            say(f"KV cache, {num_cond_latents} latents: {repeat + 1}/{repeats}")
             cache.clear()
             for times, options in ((without, None), (building, cache), (cached, cache)):
                 started = time.process_time()

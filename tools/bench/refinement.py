@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from host.process import say
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +25,6 @@ from longcat_core.sparse.attention import BLOCK_SPARSE, DEFAULT_CHUNK, DEFAULT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
 
 HEAD_DIM = 128
 CPU_GRID, CPU_HEADS = TokenGrid(16, 48, 48), 1
@@ -102,7 +101,7 @@ def measure_work(repeats: int) -> SparseWork:
         (sparse_times, functools.partial(sparse, q, k, v, CPU_GRID)),
     )
     for repeat in range(repeats):
-        print(f"block-sparse attention: {repeat + 1}/{repeats}", file=sys.stderr, flush=True)
+        say(f"block-sparse attention: {repeat + 1}/{repeats}")
         for times, call in calls:
             started = time.process_time()
             call()
