@@ -1,8 +1,8 @@
 """Refine a video of any length, segment by segment."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any
 
 import comfy.model_management
 import nodes
@@ -10,74 +10,20 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longcat_core.frames import buckets, refine
+from ..longcat_core.frames import refine
 from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES
 from ..longcat_core.frames.geometry import FRAMES_PER_SECOND, PIXEL_MULTIPLE, PixelShape
-from ..longcat_core.frames.refine import SHOWN_FRAMES, RefineFrames, RefineMode
+from ..longcat_core.frames.refine import RefineMode
 from ..longcat_core.schedule import DEFAULT_REFINE_THRESHOLD
-from ..longcat_core.segments import storyboard
-from ..longcat_core.segments.storyboard import Segment
-from .refine import TRAINED, check_refined_size, mode_input, refined_size, refining, size_inputs
-from .sampling import LongCatSampler, check_schedule, threshold_input
-from .segments import Made, check_prefix, make_video, preview, segment_files, sources_digest, video_metadata
+from ..longcat_core.segments import plan
+from .refine import TRAINED, check_refined_size, mode_input, refined_size, size_inputs
+from .refinement_recipe import Refinement, RefineSettings
+from .sampling import check_schedule, threshold_input
+from .segment_host import check_prefix, make_video, preview, segment_files, sources_digest, video_metadata
 from .validation import check_inputs, check_when_run
-from .video import LongCatDecode
 
 MAX_FPS = 240.0
 VALUE_BYTES = 4
-
-
-@dataclass(frozen=True)
-class RefineSettings:
-    """What all segments have in common."""
-
-    mode: RefineMode
-    size: buckets.Size
-    num_cond_frames: int
-    steps: int
-    threshold: float
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """Refines the segments of one video `[F, H, W, C]`."""
-
-    model: Any
-    positive: Any
-    vae: Any
-    frames: Tensor
-    parts: list[slice]
-    fps: Fraction
-    settings: RefineSettings
-    title: ClassVar[str] = "LongCat Refine Video"
-
-    def num_frames(self, num_segments: int) -> int:
-        """Frames of the whole refined video."""
-        return refine.refined_length(len(self.frames), self.settings.mode)
-
-    def num_shared(self, segment: Segment) -> int:
-        """Refined frames at the beginning of a segment that the one before has too."""
-        return refine.refined_length(self.settings.num_cond_frames, self.settings.mode) if segment.index else 0
-
-    def prepare(self, segments: list[Segment]) -> None:
-        """Nothing: the prompt comes encoded."""
-
-    def make(self, segment: Segment, previous: Made | None, first: Tensor | None) -> Tensor:
-        """Samples `[1, 16, T, H, W]` of a segment that begins with the end of the one before."""
-        s, given = self.settings, None if previous is None else previous.frames
-        source = self.frames[self.parts[segment.index]]
-        latent = refining(self.vae, source, s.mode, s.size, given, self.num_shared(segment))
-        prompts = (self.positive, self.positive)
-        sampled = LongCatSampler.execute(
-            self.model, *prompts, latent, segment.seed, s.steps, 1.0, segment.mode, s.threshold
-        )
-        return sampled.args[0]["samples"]
-
-    def decode(self, segment: Segment, samples: Tensor) -> Tensor:
-        """Frames `[F, H, W, 3]` of a segment, the shared ones included."""
-        length = len(self.frames[self.parts[segment.index]])
-        plan = RefineFrames(refine.refined_length(length, self.settings.mode), self.num_shared(segment))
-        return LongCatDecode.execute(self.vae, {"samples": samples, SHOWN_FRAMES: plan.shown}).args[0]
 
 
 def check_refinement(
@@ -91,7 +37,7 @@ def check_refinement(
     height: int = PIXEL_MULTIPLE,
 ) -> None:
     """Raise ValueError if no video can be refined like this."""
-    refine.parts(length, length, num_cond_frames)
+    plan.parts(length, length, num_cond_frames)
     check_schedule(steps, "refine", threshold)
     check_prefix(filename_prefix)
     check_refined_size(width, height, size)
@@ -137,7 +83,7 @@ class LongCatRefineVideo(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=storyboard.MAX_SEED,
+                    max=plan.MAX_SEED,
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="The noise of the first segment, counted up for the others. To go on with a video that "
                     "was interrupted, keep it.",
@@ -229,11 +175,11 @@ class LongCatRefineVideo(io.ComfyNode):
         target = refined_size(size, width, height, frames)
         check_memory(PixelShape(refine.refined_length(len(frames), mode), *target))
         settings = RefineSettings(mode, target, num_cond_frames, steps, threshold)
-        parts = refine.parts(len(frames), length, num_cond_frames)
+        parts = plan.parts(len(frames), length, num_cond_frames)
         made_from = {"settings": asdict(settings), "models": sources_digest(cls.hidden, "model", "positive", "vae")}
-        plan = refine.plan(frames, parts, seed, made_from)
+        planned = plan.of_refinement(frames, parts, seed, made_from)
         refined_fps = refine.refined_length(1, mode) * Fraction(fps).limit_denominator(1001)
         files, subfolder = segment_files(filename_prefix, target.width, target.height, f"_{float(refined_fps):g}fps")
         studio = Refinement(model, positive, vae, frames, parts, refined_fps, settings)
-        video = make_video(studio, plan, files, cls.hidden.unique_id, video_metadata(cls.hidden))
-        return io.NodeOutput(video, float(refined_fps), ui=preview(plan, files, subfolder))
+        video = make_video(studio, planned, files, cls.hidden.unique_id, video_metadata(cls.hidden))
+        return io.NodeOutput(video, float(refined_fps), ui=preview(planned, files, subfolder))

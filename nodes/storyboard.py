@@ -10,12 +10,12 @@ from torch import Tensor
 from ..longcat_core.frames import condition
 from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES, given_frames
 from ..longcat_core.frames.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
-from ..longcat_core.segments import storyboard
-from ..longcat_core.segments.storyboard import frames_digest
+from ..longcat_core.segments import plan
+from ..longcat_core.segments.fingerprint import frames_digest
 from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, check_size, frame_inputs
 from .sampling import check_schedule
-from .segments import check_prefix, make_video, preview, segment_files, sources_digest, video_metadata
-from .storyboard_studio import Settings, Storyboard
+from .segment_host import check_prefix, make_video, preview, segment_files, sources_digest, video_metadata
+from .storyboard_recipe import Settings, Storyboard
 from .validation import check_inputs, check_when_run
 
 SIZES_CHECKED = ("width", "height", "length", "num_cond_frames")
@@ -35,9 +35,9 @@ def check_storyboard(
     size: str = CUSTOM,
 ) -> None:
     """Raise ValueError if no such video can be planned."""
-    storyboard.prompts_of_segments(prompts, segments)
-    if mode not in storyboard.STORYBOARD_MODES:
-        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(storyboard.STORYBOARD_MODES)}.")
+    plan.prompts_of_segments(prompts, segments)
+    if mode not in plan.STORYBOARD_MODES:
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(plan.STORYBOARD_MODES)}.")
     check_schedule(steps, mode)
     check_prefix(filename_prefix)
     check_size(width, height, length, size)
@@ -98,14 +98,14 @@ class LongCatStoryboard(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=storyboard.MAX_SEED,
+                    max=plan.MAX_SEED,
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="The noise of the first segment. Another seed is another video: to go on with one that "
                     "was interrupted, keep it.",
                 ),
                 io.Combo.Input(
                     "seed_policy",
-                    options=list(storyboard.SEED_POLICIES),
+                    options=list(plan.SEED_POLICIES),
                     default="increment",
                     tooltip="increment: each segment has the next seed. same: all have the same noise.",
                 ),
@@ -120,7 +120,7 @@ class LongCatStoryboard(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mode",
-                    options=list(storyboard.STORYBOARD_MODES),
+                    options=list(plan.STORYBOARD_MODES),
                     default="enhance_hf",
                     tooltip="enhance_hf: more steps at low noise for every continuation, as the reference makes long "
                     "videos (56 model calls from 50 steps). base: the same steps throughout. distill: with the "
@@ -200,7 +200,7 @@ class LongCatStoryboard(io.ComfyNode):
         prompts: str,
         segments: int,
         seed: int,
-        seed_policy: storyboard.SeedPolicy,
+        seed_policy: plan.SeedPolicy,
         mode: Any,
         filename_prefix: str,
         num_cond_frames: int,
@@ -211,13 +211,13 @@ class LongCatStoryboard(io.ComfyNode):
         values = {"prompts": prompts, "segments": segments, "num_cond_frames": num_cond_frames, "mode": mode}
         check_when_run(cls, check_storyboard, filename_prefix=filename_prefix, seed=seed, **values, **settings)
         common = Settings(num_cond_frames=condition.whole_latents(num_cond_frames), **settings)
-        prompt_of_each = storyboard.prompts_of_segments(prompts, segments)
+        prompt_of_each = plan.prompts_of_segments(prompts, segments)
         continues = frames is not None and len(frames) > 1
         frames = None if frames is None else given_frames(frames, common.num_cond_frames, common.length)
         models = sources_digest(cls.hidden, "model", "clip", "vae")
         made_from = {"settings": asdict(common), "frames": frames_digest(frames), "models": models}
-        plan = storyboard.plan(prompt_of_each, mode, seed, seed_policy, continues, made_from)
+        planned = plan.of_storyboard(prompt_of_each, mode, seed, seed_policy, continues, made_from)
         files, subfolder = segment_files(filename_prefix, common.width, common.height)
         studio = Storyboard(model, clip, vae, frames, common)
-        video = make_video(studio, plan, files, cls.hidden.unique_id, video_metadata(cls.hidden))
-        return io.NodeOutput(video, ui=preview(plan, files, subfolder))
+        video = make_video(studio, planned, files, cls.hidden.unique_id, video_metadata(cls.hidden))
+        return io.NodeOutput(video, ui=preview(planned, files, subfolder))

@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..segments import storyboard
 from . import buckets, condition
 from .geometry import TEMPORAL_SCALE, latent_frames, video_frames
 
@@ -131,41 +130,6 @@ def last_given(given: Tensor, num_cond_frames: int, target: buckets.Size) -> Ten
             f"refined before this one, or crop the frames first."
         )
     return condition.stretched(given[-num_cond_frames:], target)
-
-
-def parts(num_frames: int, length: int, num_shared: int) -> list[slice]:
-    """The frames of each segment of a long video: `length` each, `num_shared` of them also the segment's before.
-
-    The last one is as long as it happens to be, so that a video that grows keeps its finished segments.
-
-    Raises:
-        ValueError: a segment adds nothing.
-    """
-    if num_shared >= length:
-        raise ValueError(
-            f"num_cond_frames is {num_shared} and length {length}: segments that share all their frames add nothing. "
-            f"Lower num_cond_frames, or raise length."
-        )
-    starts = range(0, max(1, num_frames - num_shared), length - num_shared)
-    return [slice(start, min(start + length, num_frames)) for start in starts]
-
-
-def plan(frames: Tensor, segments: list[slice], seed: int, settings: dict[str, Any]) -> list[storyboard.Segment]:
-    """What each segment of a long video is made from; a fingerprint covers its own frames and the segments before.
-
-    Args:
-        frames: the whole video `[F, H, W, C]`.
-        segments: as `parts`.
-        seed: of the first, counted up.
-        settings: everything else that segments are made from, as JSON values.
-    """
-    planned: list[storyboard.Segment] = []
-    fingerprint = storyboard.digest(storyboard.FILE_VERSION, settings)
-    for index, part in enumerate(segments):
-        segment_seed = (seed + index) % (storyboard.MAX_SEED + 1)
-        fingerprint = storyboard.digest(fingerprint, storyboard.frames_digest(frames[part]), segment_seed)
-        planned.append(storyboard.Segment(index, "", segment_seed, "refine", fingerprint))
-    return planned
 
 
 def shown(frames: Tensor, latent: dict[str, Any]) -> Tensor:

@@ -39,7 +39,7 @@ from served import (
 from torch import Tensor
 
 from longcat_core import schedule
-from longcat_core.segments import storyboard
+from longcat_core.segments import files, plan
 
 PACK = Path(__file__).resolve().parents[2]
 STORYBOARD = "storyboard"
@@ -132,7 +132,7 @@ def resumed(start: Any, uninterrupted: Any) -> Resumed:
     killed = state(sorted(folder.iterdir()))
     # As if it had been killed while it wrote segment 3.
     third = latents(uninterrupted, "story")[2]
-    storyboard.completed(folder / third.name).temporary.write_bytes(third.read_bytes()[:1000])
+    files.completed(folder / third.name).temporary.write_bytes(third.read_bytes()[:1000])
 
     with start() as server:
         begun = samplings_and_log(server, prompt)
@@ -499,10 +499,10 @@ class InProcess:
         common = self.studio.Settings("blurry", 64, 64, LENGTH, OVERLAP, steps, cfg, **settings)
         studio = self.studio.Storyboard(*self.loaded, frames, common)
         continues = frames is not None and len(frames) > 1
-        plan = storyboard.plan(prompts, mode, 7, seed_policy, continues, {})
-        files = storyboard.SegmentFiles(self.folder, name)
-        video = self.segments.make_video(studio, plan, files, "1", None)
-        return video, [files.load_latent(segment) for segment in plan]
+        planned = plan.of_storyboard(prompts, mode, 7, seed_policy, continues, {})
+        kept = files.SegmentFiles(self.folder, name)
+        video = self.segments.make_video(studio, planned, kept, "1", None)
+        return video, [kept.load_latent(segment) for segment in planned]
 
 
 @pytest.fixture
@@ -636,7 +636,7 @@ def test_a_finished_segment_that_is_deleted_meanwhile_is_made_again(
     second = next(inprocess.folder.glob("deleted_002_*.latent"))
     decode = inprocess.studio.Storyboard.decode
 
-    def delete_and_decode(studio: Any, segment: storyboard.Segment, samples: Tensor) -> Tensor:
+    def delete_and_decode(studio: Any, segment: plan.Segment, samples: Tensor) -> Tensor:
         if segment.index == 0:
             second.unlink()
         return decode(studio, segment, samples)

@@ -6,6 +6,7 @@ import torch
 from longcat_core.frames import refine
 from longcat_core.frames.geometry import video_frames
 from longcat_core.frames.refine import SHOWN_FRAMES, RefineFrames
+from longcat_core.segments import plan
 
 
 @pytest.mark.parametrize(
@@ -71,20 +72,20 @@ def test_padded_frames_repeat_the_ends() -> None:
     ],
 )
 def test_parts_of_a_long_video(num_frames: int, expected: list[tuple[int, int]]) -> None:
-    assert [(part.start, part.stop) for part in refine.parts(num_frames, 93, 13)] == expected
+    assert [(part.start, part.stop) for part in plan.parts(num_frames, 93, 13)] == expected
 
 
 def test_parts_that_add_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"num_cond_frames is 13 and length 13: .* add nothing"):
-        refine.parts(100, 13, 13)
+        plan.parts(100, 13, 13)
 
 
 def test_a_segment_is_made_again_if_its_frames_or_those_before_change() -> None:
     frames = torch.rand(40, 2, 2, 3)
-    parts = refine.parts(40, 20, 5)
+    parts = plan.parts(40, 20, 5)
 
     def fingerprints(frames: torch.Tensor, seed: int = 3, **settings: int) -> list[str]:
-        return [segment.fingerprint for segment in refine.plan(frames, parts, seed, settings)]
+        return [segment.fingerprint for segment in plan.of_refinement(frames, parts, seed, settings)]
 
     same, changed = fingerprints(frames), frames.clone()
     changed[22] = 0  # of the second segment, and not of the third
@@ -92,7 +93,7 @@ def test_a_segment_is_made_again_if_its_frames_or_those_before_change() -> None:
     assert fingerprints(frames) == same
     assert not set(same) & set(fingerprints(frames, seed=4))
     assert not set(same) & set(fingerprints(frames, steps=9))
-    assert [segment.seed for segment in refine.plan(frames, parts, 2**64 - 1, {})] == [2**64 - 1, 0, 1]
+    assert [segment.seed for segment in plan.of_refinement(frames, parts, 2**64 - 1, {})] == [2**64 - 1, 0, 1]
 
 
 def test_a_latent_without_padding_is_shown_whole() -> None:

@@ -14,19 +14,9 @@ import safetensors.torch
 import torch
 
 from longcat_core.frames.condition import LATENT_FORMAT, color_anchored, lightly_noised
-from longcat_core.segments.storyboard import (
-    MAX_SEED,
-    METADATA,
-    Segment,
-    SegmentFiles,
-    completed,
-    digest,
-    frames_digest,
-    graph_digest,
-    plan,
-    prompt_list,
-    prompts_of_segments,
-)
+from longcat_core.segments.files import METADATA, SegmentFiles, completed
+from longcat_core.segments.fingerprint import digest, frames_digest, graph_digest
+from longcat_core.segments.plan import MAX_SEED, Segment, of_storyboard, prompt_list, prompts_of_segments
 
 SETTINGS: dict[str, Any] = {
     **{"negative": "blurry", "width": 64, "height": 64, "length": 17, "num_cond_frames": 5, "steps": 3, "cfg": 4.0}
@@ -40,7 +30,7 @@ def random_latent(seed: int, frames: int = 5) -> torch.Tensor:
 
 
 def fingerprints(prompts: list[str] = PROMPTS, **changes: object) -> list[str]:
-    return [segment.fingerprint for segment in plan(prompts, **(PLAN | changes))]
+    return [segment.fingerprint for segment in of_storyboard(prompts, **(PLAN | changes))]
 
 
 def common_segments(found: list[str]) -> list[bool]:
@@ -79,7 +69,7 @@ def test_neither_one_prompt_nor_one_for_each_segment(segments: int) -> None:
 
 def test_seeds_are_counted_up_or_kept() -> None:
     def seeds(**changes: object) -> list[int]:
-        return [segment.seed for segment in plan(PROMPTS, **(PLAN | changes))]
+        return [segment.seed for segment in of_storyboard(PROMPTS, **(PLAN | changes))]
 
     assert seeds() == [7, 8, 9, 10]
     assert seeds(seed_policy="same") == [7] * 4
@@ -96,7 +86,7 @@ def test_seeds_are_counted_up_or_kept() -> None:
     ],
 )
 def test_enhance_hf_is_for_continuations(mode: str, continues: bool, first: str, later: str) -> None:
-    modes = [segment.mode for segment in plan(PROMPTS, **(PLAN | {"mode": mode, "continues": continues}))]
+    modes = [segment.mode for segment in of_storyboard(PROMPTS, **(PLAN | {"mode": mode, "continues": continues}))]
     assert modes == [first, later, later, later]
 
 
@@ -206,7 +196,7 @@ def test_graph_digest_of_a_deep_diamond_is_fast() -> None:
 
 @pytest.fixture
 def segment() -> Segment:
-    return plan(PROMPTS, **PLAN)[2]
+    return of_storyboard(PROMPTS, **PLAN)[2]
 
 
 @pytest.fixture
@@ -235,7 +225,7 @@ def test_cores_load_latent_reads_the_file(
 
 
 def test_renamed_file_of_other_inputs(files: SegmentFiles, segment: Segment) -> None:
-    other = plan(["a cow"], **PLAN)[0]
+    other = of_storyboard(["a cow"], **PLAN)[0]
     files.save_latent(other, random_latent(0))
     files.latent(other).rename(files.latent(segment))
     with pytest.raises(ValueError, match=r"holds a segment of other inputs: it was renamed or copied here\."):

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..longcat_core.frames import condition
 from ..longcat_core.frames.geometry import FRAMES_PER_SECOND
-from ..longcat_core.segments.storyboard import Segment
+from ..longcat_core.segments.loop import Made
+from ..longcat_core.segments.plan import Segment
 from .latents import CUSTOM, LongCatLatent
 from .sampling import LongCatSampler
-from .segments import Made
 from .text import LongCatTextEncode
 from .video import LongCatDecode
 

@@ -3,7 +3,7 @@
 import logging
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import comfy.model_management
 from comfy.cli_args import args
@@ -12,44 +12,10 @@ from folder_paths import get_output_directory, get_save_image_path
 from server import PromptServer
 from torch import Tensor
 
-from ..longcat_core.segments import storyboard
-from ..longcat_core.segments.storyboard import Segment, SegmentFiles
-
-
-class Made(NamedTuple):
-    """A finished segment."""
-
-    samples: Tensor
-    """`[1, 16, T, H, W]`, as the sampler left them."""
-    frames: Tensor
-    """`[F, H, W, 3]`, those shared with the segment before included."""
-
-
-class Studio(Protocol):
-    """What makes the segments of one video."""
-
-    @property
-    def title(self) -> str:
-        """Of the node."""
-
-    @property
-    def fps(self) -> Fraction:
-        """Frames per second."""
-
-    def num_frames(self, num_segments: int) -> int:
-        """Frames of the whole video."""
-
-    def num_shared(self, segment: Segment) -> int:
-        """Frames at the beginning of a segment that the one before has too."""
-
-    def prepare(self, segments: list[Segment]) -> None:
-        """What can be done before the first of these segments is made."""
-
-    def make(self, segment: Segment, previous: Made | None, first: Tensor | None) -> Tensor:
-        """Samples of a segment, from the one before and from the samples of the first."""
-
-    def decode(self, segment: Segment, samples: Tensor) -> Tensor:
-        """Frames of a segment, the shared ones included."""
+from ..longcat_core.segments.files import SegmentFiles, completed
+from ..longcat_core.segments.fingerprint import digest, graph_digest
+from ..longcat_core.segments.loop import Made, Studio
+from ..longcat_core.segments.plan import Segment
 
 
 def segment_files(filename_prefix: str, width: int, height: int, video_tag: str = "") -> tuple[SegmentFiles, str]:
@@ -80,7 +46,7 @@ def preview(segments: list[Segment], files: SegmentFiles, subfolder: str) -> ui.
 def save_frames(path: Path, frames: Tensor, fps: Fraction, metadata: dict[str, Any] | None) -> None:
     """Write frames `[F, H, W, 3]` as a video that appears under its name only when it is complete."""
     video = Types.VideoComponents(images=frames, frame_rate=fps)
-    with storyboard.completed(path) as temporary:
+    with completed(path) as temporary:
         InputImpl.VideoFromComponents(video).save_to(str(temporary), format=Types.VideoContainer.MP4, metadata=metadata)
 
 
@@ -128,4 +94,4 @@ def video_metadata(hidden: Any) -> dict[str, Any] | None:
 def sources_digest(hidden: Any, *names: str) -> str:
     """A fingerprint of the nodes that these inputs of the running node come from."""
     inputs = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
-    return storyboard.digest(*(storyboard.graph_digest(hidden.dynprompt.get_node, inputs[name]) for name in names))
+    return digest(*(graph_digest(hidden.dynprompt.get_node, inputs[name]) for name in names))
