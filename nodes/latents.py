@@ -94,6 +94,40 @@ def continuing(vae: Any, frames: Tensor, num_cond_frames: int, target: buckets.S
     return condition.with_condition(encoded(vae, fitted), shape)
 
 
+def starting_latent(
+    width: int,
+    height: int,
+    length: int,
+    batch_size: int = 1,
+    vae: Any = None,
+    frames: Tensor | None = None,
+    num_cond_frames: int = DEFAULT_COND_FRAMES,
+    size: str = CUSTOM,
+) -> dict[str, Any]:
+    """The LATENT that sampling starts from: zeros, which samplers take for "nothing given", or frames and a mask.
+
+    Args:
+        width, height: pixels of one frame, or with a trained `size` the shape that a video without frames has.
+        length: frames of the video, the given ones included; 4n+1.
+        batch_size: videos in it.
+        vae: encodes the given frames; not needed without them.
+        frames: an image, or a video whose end comes first, `[F, H, W, C]`.
+        num_cond_frames: how many frames of a video come first, 4n+1.
+        size: custom, or the resolution whose trained size is taken.
+
+    Raises:
+        ValueError: as `frame_size`, `video_shape` and `continuing`.
+    """
+    target = frame_size(size, width, height, frames)
+    if frames is None:
+        shape = video_shape(target.width, target.height, length)
+        device = comfy.model_management.intermediate_device()
+        samples = torch.zeros([batch_size, LATENT_CHANNELS, *shape], device=device)
+        return {"samples": samples, "downscale_ratio_spacial": SPATIAL_SCALE}
+    latent = continuing(vae, frames, num_cond_frames, target, size, length)
+    return nodes.RepeatLatentBatch().repeat(latent, batch_size)[0]
+
+
 def frame_inputs() -> list[io.Int.Input]:
     """The inputs `width` and `height` of a node that makes videos."""
     grid: dict[str, Any] = {"min": PIXEL_MULTIPLE, "max": nodes.MAX_RESOLUTION, "step": PIXEL_MULTIPLE}
@@ -181,17 +215,11 @@ class LongCatLatent(io.ComfyNode):
         num_cond_frames: int = DEFAULT_COND_FRAMES,
         size: str = CUSTOM,
     ) -> io.NodeOutput:
-        """Zeros, which ComfyUI's samplers take for "nothing given", or the encoded frames and a mask."""
+        """Check, then make it."""
         numbers = {"width": width, "height": height, "length": length, "num_cond_frames": num_cond_frames}
         check_when_run(cls, check_size, batch_size=batch_size, size=size, **numbers)
-        target = frame_size(size, width, height, frames)
-        if frames is None:
-            shape = video_shape(target.width, target.height, length)
-            device = comfy.model_management.intermediate_device()
-            samples = torch.zeros([batch_size, LATENT_CHANNELS, *shape], device=device)
-            return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": SPATIAL_SCALE})
-        latent = continuing(vae, frames, num_cond_frames, target, size, length)
-        return io.NodeOutput(nodes.RepeatLatentBatch().repeat(latent, batch_size)[0])
+        latent = starting_latent(width, height, length, batch_size, vae, frames, num_cond_frames, size)
+        return io.NodeOutput(latent)
 
 
 class LongCatContinueLatent(io.ComfyNode):

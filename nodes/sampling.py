@@ -49,6 +49,43 @@ def with_cfg_zero(model: Any) -> Any:
     return model
 
 
+def sampled(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent: dict[str, Any],
+    seed: int,
+    steps: int,
+    cfg: float,
+    mode: schedule.Mode,
+    threshold: float = schedule.DEFAULT_REFINE_THRESHOLD,
+) -> dict[str, Any]:
+    """The LATENT that core's SamplerCustom makes with Euler, CFG-zero* and the schedule of a mode.
+
+    Args:
+        model: LongCat-Video.
+        positive, negative: CONDITIONING; at cfg 1 the negative one is not used.
+        latent: what sampling starts from; its masked leading frames are condition frames.
+        seed: of the noise.
+        steps: of the schedule, of which mode refine makes the last.
+        cfg: guidance scale.
+        mode: which schedule.
+        threshold: the noise level (0..1) that mode refine starts from.
+
+    Raises:
+        ValueError: mode refine and nothing to refine, or as `schedule.sigmas`.
+    """
+    if mode == "refine" and is_waiting(latent["samples"]):
+        raise ValueError(
+            "Mode refine starts from a video, but the latent is empty. Connect LongCat Refine Latent, or choose "
+            "mode base."
+        )
+    sigmas = model_sigmas(model, steps, mode, threshold)
+    euler = comfy.samplers.sampler_object("euler")
+    guided = with_cfg_zero(model)
+    return SamplerCustom.execute(guided, True, seed, cfg, positive, negative, euler, sigmas, latent).args[0]
+
+
 def threshold_input() -> io.Float.Input:
     """The input `threshold` of a node with schedules."""
     return io.Float.Input(
@@ -193,16 +230,6 @@ class LongCatSampler(io.ComfyNode):
         mode: schedule.Mode,
         threshold: float = schedule.DEFAULT_REFINE_THRESHOLD,
     ) -> io.NodeOutput:
-        """Hand everything to core's SamplerCustom."""
-        if mode == "refine" and is_waiting(latent["samples"]):
-            raise ValueError(
-                "Mode refine starts from a video, but the latent is empty. Connect LongCat Refine Latent, or choose "
-                "mode base."
-            )
+        """Check, then sample."""
         check_when_run(cls, check_schedule, steps=steps, mode=mode, threshold=threshold, cfg=cfg, seed=seed)
-        sigmas = model_sigmas(model, steps, mode, threshold)
-        euler = comfy.samplers.sampler_object("euler")
-        sampled = SamplerCustom.execute(
-            with_cfg_zero(model), True, seed, cfg, positive, negative, euler, sigmas, latent
-        )
-        return io.NodeOutput(sampled.args[0])
+        return io.NodeOutput(sampled(model, positive, negative, latent, seed, steps, cfg, mode, threshold))

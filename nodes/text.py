@@ -24,6 +24,15 @@ def tokenize(clip: Any, text: str) -> dict[str, list]:
     return {UMT5: [batch[: TEXT_TOKENS - 1] + batch[TEXT_TOKENS - 1 :][-1:] for batch in tokens[UMT5]]}
 
 
+def encoded_prompt(clip: Any, text: str) -> list:
+    """The CONDITIONING of a prompt.
+
+    Raises:
+        ValueError: as `tokenize`.
+    """
+    return clip.encode_from_tokens_scheduled(tokenize(clip, text))
+
+
 class LongCatTextEncode(io.ComfyNode):
     """CLIP, text -> CONDITIONING."""
 
@@ -59,4 +68,4 @@ class LongCatTextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, text: str) -> io.NodeOutput:
         """Tokenize and encode."""
-        return io.NodeOutput(clip.encode_from_tokens_scheduled(tokenize(clip, text)))
+        return io.NodeOutput(encoded_prompt(clip, text))

@@ -24,6 +24,26 @@ def needs_tiles(vae: Any, samples: torch.Tensor) -> bool:
     return required > comfy.model_management.get_total_memory(vae.device)
 
 
+def decoded(vae: Any, latent: dict[str, Any], tiling: str = "auto") -> torch.Tensor:
+    """The frames `[F, H, W, 3]` of a LATENT, batches one after the other, without those that refinement added.
+
+    Args:
+        vae: the Wan 2.1 VAE.
+        latent: what a sampler made.
+        tiling: always, or auto: where the whole would not fit into memory.
+
+    Raises:
+        ValueError: as `check_latent` and `refine.shown`.
+    """
+    check_latent(latent["samples"])
+    if tiling == "always" or needs_tiles(vae, latent["samples"]):
+        tiles = (TILE_PIXELS, TILE_OVERLAP_PIXELS, TILE_FRAMES, TILE_OVERLAP_FRAMES)
+        frames = nodes.VAEDecodeTiled().decode(vae, latent, *tiles)[0]
+    else:
+        frames = nodes.VAEDecode().decode(vae, latent)[0]
+    return refine.shown(frames, latent)
+
+
 class LongCatDecode(io.ComfyNode):
     """VAE, LATENT -> IMAGE."""
 
@@ -58,13 +78,7 @@ class LongCatDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae: Any, latent: dict[str, Any], tiling: str = "auto") -> io.NodeOutput:
         """Decode whole or in tiles."""
-        check_latent(latent["samples"])
-        if tiling == "always" or needs_tiles(vae, latent["samples"]):
-            tiles = (TILE_PIXELS, TILE_OVERLAP_PIXELS, TILE_FRAMES, TILE_OVERLAP_FRAMES)
-            frames = nodes.VAEDecodeTiled().decode(vae, latent, *tiles)[0]
-        else:
-            frames = nodes.VAEDecode().decode(vae, latent)[0]
-        return io.NodeOutput(refine.shown(frames, latent))
+        return io.NodeOutput(decoded(vae, latent, tiling))
 
 
 def joined(source: torch.Tensor, continuation: torch.Tensor, overlap: int) -> torch.Tensor:
