@@ -16,10 +16,12 @@ from ..longcat_core.frames.geometry import FRAMES_PER_SECOND, PIXEL_MULTIPLE, Pi
 from ..longcat_core.frames.refine import RefineMode
 from ..longcat_core.schedule import DEFAULT_REFINE_THRESHOLD
 from ..longcat_core.segments import plan
+from ..longcat_core.segments.loop import make_video
 from .refine import TRAINED, check_refined_size, mode_input, refined_size, size_inputs
 from .refinement_recipe import Refinement, RefineSettings
 from .sampling import check_schedule, threshold_input
-from .segment_host import check_prefix, make_video, preview, segment_files, sources_digest, video_metadata
+from .segment_host import check_prefix, host_of
+from .segment_sources import models_digest, prompt_digest
 from .validation import check_inputs, check_when_run
 
 MAX_FPS = 240.0
@@ -168,18 +170,35 @@ class LongCatRefineVideo(io.ComfyNode):
         threshold: float = DEFAULT_REFINE_THRESHOLD,
     ) -> io.NodeOutput:
         """Plan, then refine what is not there yet."""
-        numbers = {"length": length, "num_cond_frames": num_cond_frames, "steps": steps, "threshold": threshold}
-        sizes = {"size": size, "width": width, "height": height}
-        check_when_run(cls, check_refinement, filename_prefix=filename_prefix, seed=seed, fps=fps, **numbers, **sizes)
+        check_when_run(
+            cls,
+            check_refinement,
+            seed=seed,
+            steps=steps,
+            filename_prefix=filename_prefix,
+            length=length,
+            num_cond_frames=num_cond_frames,
+            fps=fps,
+            size=size,
+            width=width,
+            height=height,
+            threshold=threshold,
+        )
         refine.check_frames(frames, mode)
         target = refined_size(size, width, height, frames)
         check_memory(PixelShape(refine.refined_length(len(frames), mode), *target))
-        settings = RefineSettings(mode, target, num_cond_frames, steps, threshold)
+        settings = RefineSettings(
+            mode=mode, size=target, num_cond_frames=num_cond_frames, steps=steps, threshold=threshold
+        )
+        made_from = {
+            "settings": asdict(settings),
+            "models": models_digest(cls.hidden, model=model, vae=vae),
+            "positive": prompt_digest(cls.hidden, "positive", positive),
+        }
         parts = plan.parts(len(frames), length, num_cond_frames)
-        made_from = {"settings": asdict(settings), "models": sources_digest(cls.hidden, "model", "positive", "vae")}
         planned = plan.of_refinement(frames, parts, seed, made_from)
         refined_fps = refine.refined_length(1, mode) * Fraction(fps).limit_denominator(1001)
-        files, subfolder = segment_files(filename_prefix, target.width, target.height, f"_{float(refined_fps):g}fps")
+        host = host_of(cls.hidden, filename_prefix, target.width, target.height, f"_{float(refined_fps):g}fps")
         studio = Refinement(model, positive, vae, frames, parts, refined_fps, settings)
-        video = make_video(studio, planned, files, cls.hidden.unique_id, video_metadata(cls.hidden))
-        return io.NodeOutput(video, float(refined_fps), ui=preview(planned, files, subfolder))
+        video = make_video(studio, planned, host)
+        return io.NodeOutput(video, float(refined_fps), ui=host.preview(planned))

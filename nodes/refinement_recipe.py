@@ -1,4 +1,7 @@
-"""How a segment of a refined video is made."""
+"""How the segments of a video are refined: enlarged, sampled from half noise behind the end of the one before, decoded.
+
+The steps are those of the nodes, so that LongCat Refine Video gives what a graph of single nodes does.
+"""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,8 +14,8 @@ from ..longcat_core.frames.refine import SHOWN_FRAMES, RefineFrames, RefineMode
 from ..longcat_core.segments.loop import Made
 from ..longcat_core.segments.plan import Segment
 from .refine import refining
-from .sampling import LongCatSampler
-from .video import LongCatDecode
+from .sampling import sampled
+from .video import decoded
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,22 @@ class Refinement:
         s, given = self.settings, None if previous is None else previous.frames
         source = self.frames[self.parts[segment.index]]
         latent = refining(self.vae, source, s.mode, s.size, given, self.num_shared(segment))
-        prompts = (self.positive, self.positive)
-        sampled = LongCatSampler.execute(
-            self.model, *prompts, latent, segment.seed, s.steps, 1.0, segment.mode, s.threshold
+        # At cfg 1 there is no negative prompt.
+        finished = sampled(
+            self.model,
+            self.positive,
+            self.positive,
+            latent,
+            segment.seed,
+            s.steps,
+            1.0,
+            segment.mode,
+            s.threshold,
         )
-        return sampled.args[0]["samples"]
+        return finished["samples"]
 
     def decode(self, segment: Segment, samples: Tensor) -> Tensor:
         """Frames `[F, H, W, 3]` of a segment, the shared ones included."""
         length = len(self.frames[self.parts[segment.index]])
         plan = RefineFrames(refine.refined_length(length, self.settings.mode), self.num_shared(segment))
-        return LongCatDecode.execute(self.vae, {"samples": samples, SHOWN_FRAMES: plan.shown}).args[0]
+        return decoded(self.vae, {"samples": samples, SHOWN_FRAMES: plan.shown})

@@ -1,6 +1,6 @@
-"""Make the segments of a long video, one after the other, and keep each as soon as it is there."""
+"""ComfyUI as what long videos are made in: its output folder, progress texts, cancel button and video files."""
 
-import logging
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,55 @@ from folder_paths import get_output_directory, get_save_image_path
 from server import PromptServer
 from torch import Tensor
 
-from ..longcat_core.segments.files import SegmentFiles, completed
-from ..longcat_core.segments.fingerprint import digest, graph_digest
-from ..longcat_core.segments.loop import Made, Studio
+from ..longcat_core.segments.files import SegmentFiles
 from ..longcat_core.segments.plan import Segment
 
 
-def segment_files(filename_prefix: str, width: int, height: int, video_tag: str = "") -> tuple[SegmentFiles, str]:
-    """The files of segments in the output folder, and the subfolder that they are in.
+@dataclass(frozen=True)
+class ComfyHost:
+    """What ComfyUI does for the running node; a `Host` of segments/loop.py."""
+
+    files: SegmentFiles
+    subfolder: str
+    node_id: str
+    metadata: dict[str, Any] | None
+
+    def show(self, text: str) -> None:
+        """Write it on the node."""
+        PromptServer.instance.send_progress_text(text, self.node_id)
+
+    def stop_if_interrupted(self) -> None:
+        """Raise as core's samplers do."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def kept(self, samples: Tensor) -> Tensor:
+        """Where core keeps latents."""
+        return samples.to(comfy.model_management.intermediate_device())
+
+    def write_video(self, path: Path, frames: Tensor, fps: Fraction) -> None:
+        """H.264, with the workflow in it."""
+        video = Types.VideoComponents(images=frames, frame_rate=fps)
+        container = Types.VideoContainer.MP4
+        InputImpl.VideoFromComponents(video).save_to(str(path), format=container, metadata=self.metadata)
+
+    def preview(self, segments: list[Segment]) -> ui.PreviewVideo:
+        """What the node shows: the segments."""
+        names = [self.files.video(segment).name for segment in segments]
+        return ui.PreviewVideo([ui.SavedResult(name, self.subfolder, io.FolderType.output) for name in names])
+
+
+def host_of(hidden: Any, filename_prefix: str, width: int, height: int, video_tag: str = "") -> ComfyHost:
+    """The host of a running node.
 
     Args:
+        hidden: the node's hidden inputs unique_id, dynprompt and extra_pnginfo.
         filename_prefix: as of ComfyUI's own nodes that save.
         width, height: what stands for %width% and %height% in it.
         video_tag: what only the videos depend on.
     """
     folder, name, _, subfolder, _ = get_save_image_path(filename_prefix, get_output_directory(), width, height)
-    return SegmentFiles(Path(folder), name, video_tag), subfolder
+    files = SegmentFiles(Path(folder), name, video_tag)
+    return ComfyHost(files, subfolder, hidden.unique_id, video_metadata(hidden))
 
 
 def check_prefix(filename_prefix: str) -> None:
@@ -36,62 +69,8 @@ def check_prefix(filename_prefix: str) -> None:
         raise ValueError("filename_prefix has no name at its end. Write how the segments' files begin, such as long.")
 
 
-def preview(segments: list[Segment], files: SegmentFiles, subfolder: str) -> ui.PreviewVideo:
-    """What the node shows: the segments."""
-    return ui.PreviewVideo(
-        [ui.SavedResult(files.video(segment).name, subfolder, io.FolderType.output) for segment in segments]
-    )
-
-
-def save_frames(path: Path, frames: Tensor, fps: Fraction, metadata: dict[str, Any] | None) -> None:
-    """Write frames `[F, H, W, 3]` as a video that appears under its name only when it is complete."""
-    video = Types.VideoComponents(images=frames, frame_rate=fps)
-    with completed(path) as temporary:
-        InputImpl.VideoFromComponents(video).save_to(str(temporary), format=Types.VideoContainer.MP4, metadata=metadata)
-
-
-def make_video(
-    studio: Studio, segments: list[Segment], files: SegmentFiles, node_id: str, metadata: dict[str, Any] | None
-) -> Tensor:
-    """The whole video `[F, H, W, 3]`; every segment is on disk before the next one begins, and is not made twice."""
-    to_do = [segment for segment in segments if not files.latent(segment).exists()]
-    logging.info("%s: %s of %s segments are to be made.", studio.title, len(to_do), len(segments))
-    if to_do:
-        studio.prepare(to_do)
-    video: Tensor | None = None
-    previous: Made | None = None
-    first: Tensor | None = None
-    end = 0
-    for segment in segments:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        PromptServer.instance.send_progress_text(f"Segment {segment.number} of {len(segments)}", node_id)
-        samples = files.load_latent(segment)
-        if samples is None:
-            samples = studio.make(segment, previous, first)
-            files.save_latent(segment, samples)
-        samples = samples.to(comfy.model_management.intermediate_device())
-        first = samples if first is None else first
-
-        previous = Made(samples, studio.decode(segment, samples))
-        new = previous.frames[studio.num_shared(segment) :]
-        if video is None:
-            video = new.new_empty(studio.num_frames(len(segments)), *new.shape[1:])
-        video[end : end + len(new)] = new
-        end += len(new)
-        if not files.video(segment).exists():
-            save_frames(files.video(segment), new, studio.fps, metadata)
-    assert video is not None
-    return video
-
-
 def video_metadata(hidden: Any) -> dict[str, Any] | None:
     """What ComfyUI writes into its videos, so that dropping one on the graph editor opens its workflow."""
     if args.disable_metadata:
         return None
     return {"prompt": hidden.dynprompt.original_prompt, **(hidden.extra_pnginfo or {})}
-
-
-def sources_digest(hidden: Any, *names: str) -> str:
-    """A fingerprint of the nodes that these inputs of the running node come from."""
-    inputs = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
-    return digest(*(graph_digest(hidden.dynprompt.get_node, inputs[name]) for name in names))

@@ -10,11 +10,14 @@ from torch import Tensor
 from ..longcat_core.frames import condition
 from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES, given_frames
 from ..longcat_core.frames.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
+from ..longcat_core.schedule import Mode
 from ..longcat_core.segments import plan
 from ..longcat_core.segments.fingerprint import frames_digest
+from ..longcat_core.segments.loop import make_video
 from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, check_size, frame_inputs
 from .sampling import check_schedule
-from .segment_host import check_prefix, make_video, preview, segment_files, sources_digest, video_metadata
+from .segment_host import check_prefix, host_of
+from .segment_sources import models_digest
 from .storyboard_recipe import Settings, Storyboard
 from .validation import check_inputs, check_when_run
 
@@ -198,26 +201,63 @@ class LongCatStoryboard(io.ComfyNode):
         clip: Any,
         vae: Any,
         prompts: str,
+        negative: str,
         segments: int,
+        width: int,
+        height: int,
+        length: int,
+        num_cond_frames: int,
         seed: int,
         seed_policy: plan.SeedPolicy,
-        mode: Any,
+        steps: int,
+        cfg: float,
+        mode: Mode,
         filename_prefix: str,
-        num_cond_frames: int,
         frames: Tensor | None = None,
-        **settings: Any,
+        size: str = CUSTOM,
+        color_anchor: float = 0.0,
+        condition_noise: float = 0.0,
     ) -> io.NodeOutput:
         """Plan, then make what is not there yet."""
-        values = {"prompts": prompts, "segments": segments, "num_cond_frames": num_cond_frames, "mode": mode}
-        check_when_run(cls, check_storyboard, filename_prefix=filename_prefix, seed=seed, **values, **settings)
-        common = Settings(num_cond_frames=condition.whole_latents(num_cond_frames), **settings)
-        prompt_of_each = plan.prompts_of_segments(prompts, segments)
+        check_when_run(
+            cls,
+            check_storyboard,
+            prompts=prompts,
+            segments=segments,
+            width=width,
+            height=height,
+            length=length,
+            num_cond_frames=num_cond_frames,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            mode=mode,
+            filename_prefix=filename_prefix,
+            size=size,
+            color_anchor=color_anchor,
+            condition_noise=condition_noise,
+        )
+        settings = Settings(
+            negative=negative,
+            width=width,
+            height=height,
+            length=length,
+            num_cond_frames=condition.whole_latents(num_cond_frames),
+            steps=steps,
+            cfg=cfg,
+            size=size,
+            color_anchor=color_anchor,
+            condition_noise=condition_noise,
+        )
         continues = frames is not None and len(frames) > 1
-        frames = None if frames is None else given_frames(frames, common.num_cond_frames, common.length)
-        models = sources_digest(cls.hidden, "model", "clip", "vae")
-        made_from = {"settings": asdict(common), "frames": frames_digest(frames), "models": models}
+        given = None if frames is None else given_frames(frames, settings.num_cond_frames, length)
+        made_from = {
+            "settings": asdict(settings),
+            "frames": frames_digest(given),
+            "models": models_digest(cls.hidden, model=model, clip=clip, vae=vae),
+        }
+        prompt_of_each = plan.prompts_of_segments(prompts, segments)
         planned = plan.of_storyboard(prompt_of_each, mode, seed, seed_policy, continues, made_from)
-        files, subfolder = segment_files(filename_prefix, common.width, common.height)
-        studio = Storyboard(model, clip, vae, frames, common)
-        video = make_video(studio, planned, files, cls.hidden.unique_id, video_metadata(cls.hidden))
-        return io.NodeOutput(video, ui=preview(planned, files, subfolder))
+        host = host_of(cls.hidden, filename_prefix, width, height)
+        video = make_video(Storyboard(model, clip, vae, given, settings), planned, host)
+        return io.NodeOutput(video, ui=host.preview(planned))

@@ -1,4 +1,7 @@
-"""What makes the segments of a storyboard: text, the end of the segment before, the sampler, the decoder."""
+"""How the segments of a storyboard are made: text, the end of the segment before, the sampler, the decoder.
+
+The steps are those of the nodes, so that a storyboard gives what a graph of single nodes does.
+"""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -10,10 +13,10 @@ from ..longcat_core.frames import condition
 from ..longcat_core.frames.geometry import FRAMES_PER_SECOND
 from ..longcat_core.segments.loop import Made
 from ..longcat_core.segments.plan import Segment
-from .latents import CUSTOM, LongCatLatent
-from .sampling import LongCatSampler
-from .text import LongCatTextEncode
-from .video import LongCatDecode
+from .latents import CUSTOM, starting_latent
+from .sampling import sampled
+from .text import encoded_prompt
+from .video import decoded
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,22 @@ class Storyboard:
         """Encode the prompts of segments, the negative one included, where that is not done yet."""
         for prompt in dict.fromkeys([*(segment.prompt for segment in segments), self.settings.negative]):
             if prompt not in self.conditionings:
-                self.conditionings[prompt] = LongCatTextEncode.execute(self.clip, prompt).args[0]
+                self.conditionings[prompt] = encoded_prompt(self.clip, prompt)
 
     def begin(self, previous: Made | None) -> dict[str, Any]:
         """The LATENT that a segment starts from: empty, with the given frames, or with the end of the previous one."""
         s = self.settings
         if previous is not None:
             return condition.continued(previous.samples, s.length, s.num_cond_frames)
-        size = (s.width, s.height, s.length)
-        return LongCatLatent.execute(*size, 1, self.vae, self.frames, s.num_cond_frames, s.size).args[0]
+        return starting_latent(
+            s.width,
+            s.height,
+            s.length,
+            vae=self.vae,
+            frames=self.frames,
+            num_cond_frames=s.num_cond_frames,
+            size=s.size,
+        )
 
     def make(self, segment: Segment, previous: Made | None, first: Tensor | None) -> Tensor:
         """Samples `[1, 16, T, H, W]` of a segment; its condition frames are exactly those that it was given."""
@@ -76,9 +86,9 @@ class Storyboard:
         given = latent["samples"][:, :, :n].clone()
         if n and s.condition_noise:
             latent["samples"][:, :, :n] = condition.lightly_noised(given, s.condition_noise, segment.seed)
-        prompts = (self.conditionings[segment.prompt], self.conditionings[s.negative])
-        sampled = LongCatSampler.execute(self.model, *prompts, latent, segment.seed, s.steps, s.cfg, segment.mode)
-        samples = sampled.args[0]["samples"]
+        positive, negative = self.conditionings[segment.prompt], self.conditionings[s.negative]
+        finished = sampled(self.model, positive, negative, latent, segment.seed, s.steps, s.cfg, segment.mode)
+        samples = finished["samples"]
         if first is not None:
             samples = condition.color_anchored(samples, first, s.color_anchor)
         samples[:, :, :n] = given
@@ -86,4 +96,4 @@ class Storyboard:
 
     def decode(self, segment: Segment, samples: Tensor) -> Tensor:
         """Frames `[F, H, W, 3]` of a segment, the shared ones included."""
-        return LongCatDecode.execute(self.vae, {"samples": samples}).args[0]
+        return decoded(self.vae, {"samples": samples})

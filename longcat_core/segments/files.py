@@ -1,5 +1,16 @@
-"""The files of segments."""
+"""The files that let a run go on where it stopped: a latent and a video for every finished segment.
 
+A file gets its name only when it is complete. Until then it has a hidden one of its own, so that two servers may write
+into one folder, and two of them the same segment: the last one's file stays, and both are alike. What a killed process
+leaves under such a name is never read and never in the way; whether another process still writes it cannot be known
+from here (another computer, another container), so it stays until someone deletes it.
+"""
+
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +29,7 @@ METADATA = "longcat_fingerprint"
 class SegmentFiles:
     """The files of the segments of one video: `<name>_<number>_<fingerprint>.latent` and `<...><video_tag>.mp4`.
 
-    A file gets its name only when it is complete, and none is ever overwritten by one of other inputs.
+    None is ever overwritten by one of other inputs.
     """
 
     folder: Path
@@ -34,7 +45,11 @@ class SegmentFiles:
         return self._path(segment, f"{self.video_tag}.mp4")
 
     def save_latent(self, segment: Segment, samples: Tensor) -> None:
-        """Keep a finished segment `[1, 16, T, H, W]`."""
+        """Keep a finished segment `[1, 16, T, H, W]`.
+
+        Raises:
+            OSError: as `completed`.
+        """
         tensors = {"latent_tensor": samples.cpu().contiguous(), "latent_format_version_0": torch.tensor([])}
         metadata = {METADATA: segment.fingerprint}
         with completed(self.latent(segment)) as path:
@@ -44,17 +59,23 @@ class SegmentFiles:
         """The finished segment `[1, 16, T, H, W]`, or None if there is none.
 
         Raises:
-            ValueError: the file is damaged, or holds a segment of other inputs.
+            ValueError: the file cannot be read, is damaged, or holds a segment of other inputs.
         """
         path = self.latent(segment)
         if not path.exists():
             return None
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file. Move it away; its segment is then made again.")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 fingerprint = file.metadata()[METADATA]
                 samples = file.get_tensor("latent_tensor")
         except (safetensors.SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}). Delete it; its segment is then made again.") from error
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}). Allow reading it, or move it away; its segment is then made again."
+            ) from error
         if fingerprint != segment.fingerprint:
             raise ValueError(
                 f"{path} holds a segment of other inputs: it was renamed or copied here. Move it away, or choose "
@@ -66,27 +87,30 @@ class SegmentFiles:
         return self.folder / f"{self.name}_{segment.number:03}_{segment.fingerprint[:FINGERPRINT_DIGITS]}{ending}"
 
 
-class completed:  # noqa: N801 - reads as a function
-    """Write a file under another name first: `with completed(path) as temporary`; only success gives it its own."""
+@contextmanager
+def completed(path: Path) -> Iterator[Path]:
+    """Write a file under a hidden name first: `with completed(path) as temporary`; only success gives it its own.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    The file has the rights that new files have here, whatever the writer of it gave it.
 
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        if error is None:
-            try:
-                self.temporary.replace(self.path)
-            except OSError as not_replaced:
-                error = not_replaced
-            else:
-                return
-        self.temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | safetensors.SafetensorError):
-            raise OSError(
-                f"{self.path} cannot be written: {error}. What was finished before is kept: make room or allow "
-                f"writing, then queue the same inputs again."
-            ) from error
+    Raises:
+        OSError: it cannot be written, with the sentence to show; nothing is left of it.
+    """
+    temporary = path.with_name(
+        f".{path.stem}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part{path.suffix}"
+    )
+    try:
+        try:
+            temporary.touch(exist_ok=False)
+            rights = temporary.stat().st_mode
+            yield temporary
+            if temporary.stat().st_mode != rights:
+                temporary.chmod(rights)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise OSError(
+            f"{path} cannot be written: {error}. What was finished before is kept: make room or allow writing, then "
+            f"queue the same inputs again."
+        ) from error

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from longcat_core import schedule
 from longcat_core.segments import files, plan
+from longcat_core.segments.loop import make_video
 
 PACK = Path(__file__).resolve().parents[2]
 STORYBOARD = "storyboard"
@@ -132,10 +133,14 @@ def resumed(start: Any, uninterrupted: Any) -> Resumed:
     killed = state(sorted(folder.iterdir()))
     # As if it had been killed while it wrote segment 3.
     third = latents(uninterrupted, "story")[2]
-    files.completed(folder / third.name).temporary.write_bytes(third.read_bytes()[:1000])
+    with pytest.raises(KeyboardInterrupt), files.completed(folder / third.name) as temporary:
+        raise KeyboardInterrupt
+    temporary.write_bytes(third.read_bytes()[:1000])
 
     with start() as server:
         begun = samplings_and_log(server, prompt)
+    assert temporary.read_bytes() == third.read_bytes()[:1000]
+    temporary.unlink()
     return Resumed(killed, state(sorted(folder.iterdir())), *begun, server)
 
 
@@ -147,7 +152,7 @@ def test_killed_in_the_third_segment_it_goes_on_with_it(resumed: Resumed) -> Non
     assert resumed.samplings == [LATER_STEPS, LATER_STEPS]
     assert "LongCat Storyboard: 2 of 4 segments are to be made." in resumed.log
     assert [entry for entry in resumed.after if entry[0] in names] == resumed.killed
-    assert len(resumed.after) == 8  # no temporary file is left either
+    assert len(resumed.after) == 8  # but for what was half written when it was killed, no temporary file is left
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(resumed: Resumed, uninterrupted: Any) -> None:
@@ -476,12 +481,12 @@ class InProcess:
     def __init__(self, loaded: Loaded, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.loaded = loaded
         module = sys.modules[find_node("LongCatStoryboard").__module__]
-        self.segments = sys.modules[module.make_video.__module__]
+        self.host = sys.modules[module.host_of.__module__]
         self.studio = sys.modules[module.Storyboard.__module__]
         self.folder = folder
         self.said: list[str] = []
         server = SimpleNamespace(send_progress_text=lambda text, node_id: self.said.append(text))
-        monkeypatch.setattr(self.segments.PromptServer, "instance", server, raising=False)
+        monkeypatch.setattr(self.host.PromptServer, "instance", server, raising=False)
 
     @torch.inference_mode()
     def make(
@@ -501,7 +506,7 @@ class InProcess:
         continues = frames is not None and len(frames) > 1
         planned = plan.of_storyboard(prompts, mode, 7, seed_policy, continues, {})
         kept = files.SegmentFiles(self.folder, name)
-        video = self.segments.make_video(studio, planned, kept, "1", None)
+        video = make_video(studio, planned, self.host.ComfyHost(kept, "", "1", None))
         return video, [kept.load_latent(segment) for segment in planned]
 
 

@@ -1,0 +1,114 @@
+"""What the inputs of a running node are made from, as ComfyUI knows it, for fingerprints of segments."""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import folder_paths
+import nodes
+from execution import IsChangedCache
+
+from ..longcat_core.comfyui.load import DITS, SCHEDULER, TEXT_ENCODER, TOKENIZER, VAE
+from ..longcat_core.segments.contents import file_digest, files_digest, memory_digest
+from ..longcat_core.segments.fingerprint import conditioning_digest, digest, graph_digest
+from .loaders import model_folders
+
+FOLDER_INPUT = ("LongCatLoader", "folder")
+NO_MODELS = {"custom_nodes", "datasets"}  # kinds of folders in which ComfyUI takes any file for one of theirs
+
+
+class Declared(NamedTuple):
+    """What a node declares of its inputs."""
+
+    defaults: dict[str, Any]
+    choices: dict[str, list[Any]]
+
+
+def declared(class_type: str) -> Declared:
+    """Of a node of any kind that ComfyUI knows."""
+    groups = nodes.NODE_CLASS_MAPPINGS[class_type].INPUT_TYPES()
+    found = Declared({}, {})
+    for name, (kind, *more) in [*groups.get("required", {}).items(), *groups.get("optional", {}).items()]:
+        options = more[0] if more else {}
+        if "default" in options:
+            found.defaults[name] = options["default"]
+        choices = kind if isinstance(kind, list) else options.get("options")
+        if choices is not None:
+            found.choices[name] = choices
+    return found
+
+
+@dataclass(frozen=True)
+class ComfyGraph:
+    """The prompt that a node runs in; a `Graph` of segments/fingerprint.py."""
+
+    dynprompt: Any
+    known: dict[str, Declared] = field(default_factory=dict)
+
+    def node(self, node_id: str) -> Mapping[str, Any]:
+        """Of the prompt, or one that another node put into it meanwhile."""
+        return self.dynprompt.get_node(node_id)
+
+    def declared(self, class_type: str) -> Declared:
+        """As `declared`, which may list folders, once."""
+        if class_type not in self.known:
+            self.known[class_type] = declared(class_type)
+        return self.known[class_type]
+
+    def defaults(self, class_type: str) -> Mapping[str, Any]:
+        """Of the inputs that declare one."""
+        return self.declared(class_type).defaults
+
+    def file(self, class_type: str, name: str, value: str) -> Any:
+        """Contents of the model folder, or of the file, at whatever place ComfyUI finds it."""
+        if (class_type, name) == FOLDER_INPUT and value in model_folders():
+            return folder_content(model_folders()[value])
+        choices = self.declared(class_type).choices.get(name) if class_type else None
+        return sorted({file_digest(path) for path in named_files(value, choices)}) or None
+
+    def changed(self, node_id: str) -> Any:
+        """As ComfyUI's own caches ask; they have asked already, unless they are turned off."""
+        node = self.node(node_id)
+        if "is_changed" in node:
+            return node["is_changed"]
+        asked = IsChangedCache("", self.dynprompt, None)
+        with ThreadPoolExecutor(1) as other:  # the running node keeps this thread's event loop busy
+            return other.submit(asyncio.run, asked.get(node_id)).result()
+
+
+def folder_content(folder: Path) -> list[tuple[str, str]]:
+    """Names and contents of the files that *LongCat Loader* may read."""
+    parts = (folder / part for part in (*DITS, TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER))
+    files = (path for part in parts for path in part.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return files_digest(files, folder)
+
+
+def named_files(value: str, choices: list[Any] | None) -> list[Path]:
+    """The files that a value may name: one with its whole path, or one in ComfyUI's folders for models.
+
+    Args:
+        value: of an input, or of a part of it.
+        choices: all values that the input offers. Where they hold all files of a kind of folder, it is of that kind.
+    """
+    if Path(value).is_absolute():
+        return [path for path in [Path(value)] if path.is_file()]
+    kinds = set(folder_paths.folder_names_and_paths) - NO_MODELS
+    found = {kind: path for kind in kinds if value and (path := folder_paths.get_full_path(kind, value))}
+    offered = {kind for kind in found if choices and set(folder_paths.get_filename_list(kind)) <= set(choices)}
+    return [Path(path) for kind, path in found.items() if kind in offered or not offered]
+
+
+def models_digest(hidden: Any, **connected: Any) -> str:
+    """A fingerprint of the MODEL, CLIP and VAE that are connected to the inputs of these names of a running node."""
+    graph = ComfyGraph(hidden.dynprompt)
+    inputs = graph.node(hidden.unique_id)["inputs"]
+    return digest(*((graph_digest(graph, inputs[name]), memory_digest(found)) for name, found in connected.items()))
+
+
+def prompt_digest(hidden: Any, name: str, conditioning: list) -> str:
+    """A fingerprint of the CONDITIONING that is connected to the input of this name of a running node."""
+    graph = ComfyGraph(hidden.dynprompt)
+    return conditioning_digest(conditioning, graph, graph.node(hidden.unique_id)["inputs"][name])
