@@ -217,6 +217,18 @@ def test_what_changes_the_result_is_made_anew(uninterrupted: Any, changes: dict,
     assert len(made) == calls
 
 
+def test_a_random_prompt_that_has_changed_is_noticed(server: Any) -> None:
+    """The node in front of the prompt has the same inputs each time, and another text."""
+    text = server.base_directory / "input" / "prompt.txt"
+    prompt = refine_video("random", length=FRAMES) | {
+        "random": {"class_type": "TestTextOfFile", "inputs": {"name": text.name}}
+    }
+    prompt["text"]["inputs"]["text"] = ["random", 0]
+    for words, calls in [("a bar", [STEPS]), ("a ball", [STEPS]), ("a bar", [])]:
+        text.write_text(words)
+        assert sampled(server, prompt) == calls
+
+
 def test_another_frame_rate_makes_other_videos_of_the_same_latents(server: Any, uninterrupted: Any) -> None:
     frames, fps = saved(server, refine_video("refined", fps=23.976))
     assert (len(frames), fps) == (2 * FRAMES, pytest.approx(47.952, abs=1e-3))

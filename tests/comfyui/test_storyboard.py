@@ -395,6 +395,17 @@ def test_segment_of_other_inputs_under_a_wrong_name(server: Any) -> None:
     assert sampled(server, two_segments("wrong", "a dog", segments=2)) == [1]
 
 
+def test_a_node_before_the_model_that_has_changed_is_noticed(server: Any) -> None:
+    """It has the same inputs each time, and gives the loader another value."""
+    text = server.base_directory / "input" / "dtype.txt"
+    prompt = two_segments("changed", "a dog")
+    prompt["dtype"] = {"class_type": "TestTextOfFile", "inputs": {"name": text.name}}
+    prompt["loader"]["inputs"]["weight_dtype"] = ["dtype", 0]
+    for dtype, calls in [("default", [1, 1]), ("fp8_e4m3fn", [1, 1]), ("default", [])]:
+        text.write_text(dtype)
+        assert sampled(server, prompt) == calls
+
+
 def test_damaged_segment(server: Any) -> None:
     sampled(server, two_segments("damaged", "a dog"))
     (first, second) = latents(server, "damaged")

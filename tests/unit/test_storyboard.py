@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 for number in range({rounds}):
     files = SegmentFiles(folder, f"round{{number}}")
-    files.save_latent(segment, torch.full((1, 16, 64, 32, 32), 0.5))
+    files.save_latent(segment, torch.full((1, 16, 16, 32, 32), 0.5))
     assert (files.load_latent(segment) == 0.5).all()
 print("done", flush=True)
 """
@@ -305,6 +306,7 @@ def test_two_processes_write_one_segment_at_once(tmp_path: Path) -> None:
                 found = SegmentFiles(tmp_path, f"round{number}").load_latent(segment)
                 assert found is None or (found == 0.5).all()
                 seen += found is not None
+            time.sleep(0.01)
         assert seen
         assert [(writer.communicate()[0], writer.returncode) for writer in writers] == [("done\n", 0)] * 2
     finally:

@@ -1,6 +1,9 @@
-"""A node for tests only: makes a model fail as if its device had run out of memory."""
+"""Nodes for tests only."""
+
+from pathlib import Path
 
 import comfy.patcher_extension
+import folder_paths
 import torch
 
 
@@ -29,4 +32,23 @@ class OutOfMemoryOnce:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"TestOutOfMemoryOnce": OutOfMemoryOnce}
+class TextOfFile:
+    """STRING of a file in the folder of inputs, as nodes for random prompts: the same inputs give another text."""
+
+    CATEGORY = "tests"
+    FUNCTION = "read"
+    RETURN_TYPES = ("STRING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: ANN206, N802 - ComfyUI's V1 node interface
+        return {"required": {"name": ("STRING", {"default": ""})}}
+
+    @classmethod
+    def IS_CHANGED(cls, name):  # noqa: ANN001, ANN206, N802 - ComfyUI's V1 node interface
+        return cls().read(name)[0]
+
+    def read(self, name):  # noqa: ANN001, ANN201 - ComfyUI's V1 node interface
+        return (Path(folder_paths.get_input_directory(), name).read_text(),)
+
+
+NODE_CLASS_MAPPINGS = {"TestOutOfMemoryOnce": OutOfMemoryOnce, "TestTextOfFile": TextOfFile}
