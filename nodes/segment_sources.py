@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import execution
 import folder_paths
 import nodes
-from execution import IsChangedCache
 
 from ..longcat_core.comfyui.load import DITS, SCHEDULER, TEXT_ENCODER, TOKENIZER, VAE
 from ..longcat_core.segments.contents import file_digest, files_digest, memory_digest
@@ -74,7 +74,7 @@ class ComfyGraph:
         node = self.node(node_id)
         if "is_changed" in node:
             return node["is_changed"]
-        asked = IsChangedCache("", self.dynprompt, None)
+        asked = execution.IsChangedCache("", self.dynprompt, None)
         with ThreadPoolExecutor(1) as other:  # the running node keeps this thread's event loop busy
             return other.submit(asyncio.run, asked.get(node_id)).result()
 

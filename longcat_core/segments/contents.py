@@ -7,7 +7,7 @@ with LoRAs or on any device, and some LoRAs are only functions. So of memory onl
 looked at: vectors (biases, norms), and the patches that wait beside the weights.
 
 Neither reads all of 27 GB: of what is large a sample is taken. Weights that were trained, exchanged or quantised anew
-differ everywhere. What changes a file without changing its size or any of the sample is not noticed.
+differ everywhere; a change of a few numbers in gigabytes may be missed.
 """
 
 import functools
@@ -71,7 +71,7 @@ def memory_digest(source: Any) -> str:
             if weight.numel() == max(weight.shape, default=1):
                 found.update(name.encode())
                 found.update(sample(unmerged[name].weight if name in unmerged else weight))
-    for name, patches in sorted(getattr(patcher, "patches", {}).items(), key=str):
+    for name, patches in sorted(getattr(patcher, "patches", {}).items(), key=lambda of_key: str(of_key[0])):
         found.update(str(name).encode())
         for tensor in tensors_of(patches):
             found.update(sample(tensor))

@@ -1,10 +1,13 @@
-"""Fingerprints of what segments are made from: equal where making a segment anew would give the same.
+"""Fingerprints of what segments are made from: a finished segment is used again where they are equal.
 
 What is connected counts by its contents where they are at hand: frames, conditioning, the values of inputs. A MODEL,
 CLIP or VAE counts by the nodes that made it (their kinds, their inputs, and what they say of themselves when ComfyUI
 asks whether they have changed), by the files that those inputs name, and by the weights in memory (contents.py). The
 name and place of a file do not count where it is known to be one; nor do ids of nodes, inputs at their default, and
 nodes and inputs that decide where or how something is computed.
+
+Two things are beyond it: a node that gives something else without telling ComfyUI, unless that is weights, and other
+rounding by another version of PyTorch or another device, which is what "where or how" means.
 """
 
 import functools
@@ -100,7 +103,7 @@ def never_the_same(value: object) -> str:
 
 def always_changed(kind: str, value: object) -> str:
     """`never_the_same`, which is said: segments that depend on such a node are never used again."""
-    logging.info("Every run makes all segments anew: the node %s before them has changed each time.", kind)
+    logging.info("All segments are made anew: what node %s does cannot be compared with the last time.", kind)
     return never_the_same(value)
 
 
@@ -146,9 +149,11 @@ def graph_digest(graph: Graph, value: Any) -> str:
         if isinstance(value, Mapping):
             return {str(key): content_of(part, kind, name) for key, part in value.items()}
         content = graph.file(kind, name, value) if isinstance(value, str) else None
-        return ["value", plain(value)] if content is None else ["file", content]
+        return (
+            ["value", plain(value, functools.partial(always_changed, kind))] if content is None else ["file", content]
+        )
 
-    def digest_of(value: Any, kind: str = "", name: str = "") -> Any:
+    def digest_of(value: Any, kind: str, name: str) -> Any:
         value = followed(value)
         return ["link", node_digest(value[0]), plain(value[1])] if is_link(value) else content_of(value, kind, name)
 
@@ -166,7 +171,7 @@ def graph_digest(graph: Graph, value: Any) -> str:
             )
         return known[node_id]
 
-    return digest(digest_of(value))
+    return digest(digest_of(value, "", ""))
 
 
 def conditioning_digest(conditioning: list, graph: Graph, value: Any) -> str:

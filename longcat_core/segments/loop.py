@@ -28,7 +28,7 @@ class Studio(Protocol):
 
     @property
     def title(self) -> str:
-        """Of the node."""
+        """The node's name, for the log."""
 
     @property
     def fps(self) -> Fraction:

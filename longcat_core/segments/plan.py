@@ -1,9 +1,9 @@
-"""Long videos in segments: what each is made from, and the files that let a run go on where it stopped.
+"""Long videos in segments: which there are, and what each is made from.
 
-A segment is a video of ordinary length; every one but the first begins with the last frames of the one before, carried
-over as latents. Its fingerprint covers its own prompt, seed and mode, all settings, and the segments before it: a
-finished segment is used again exactly where making it anew would give the same, and changing the prompt of the third
-keeps the first two.
+A segment is a video of ordinary length; every one but the first begins with the last frames of the one before: those of
+a storyboard as latents, refined ones as frames. Its fingerprint covers its own prompt or frames, its seed and mode, all
+that the video is made with (fingerprint.py), and the segments before it. So changing the prompt of the third keeps the
+first two.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Segment:
 
     @property
     def number(self) -> int:
-        """For people: the first is 1."""
+        """Counted from 1, as files and messages do."""
         return self.index + 1
 
 
