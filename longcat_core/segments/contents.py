@@ -79,13 +79,16 @@ def memory_digest(source: Any) -> str:
 
 
 def sample(tensor: Tensor) -> bytes:
-    """Some values of a tensor, evenly spread, as 32-bit floats; only the shape of one that is not plainly in memory."""
+    """Some values of a tensor, evenly spread; only the shape of one that is not plainly in memory.
+
+    They are rounded to bf16, which a loader may have done or not.
+    """
     shape = str(tuple(tensor.shape)).encode()
     if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta:
         return shape
     flat = tensor.detach().reshape(-1)
     values = flat[:: max(1, flat.numel() // NUM_VALUES)]
-    return shape + values.float().cpu().numpy().tobytes()
+    return shape + values.to(torch.bfloat16).cpu().float().numpy().tobytes()
 
 
 def tensors_of(patch: Any) -> Iterator[Tensor]:
