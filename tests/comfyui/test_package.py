@@ -8,7 +8,10 @@ from pathlib import Path
 from comfy_config.config_parser import extract_node_configuration
 
 PACK = Path(__file__).resolve().parents[2]
-COMES_WITH_COMFYUI = {"comfy", "comfy_api", "comfy_extras", "comfy_kitchen", "folder_paths", "nodes", "server", "torch"}
+COMES_WITH_COMFYUI = {
+    *("comfy", "comfy_api", "comfy_execution", "comfy_extras", "comfy_kitchen"),
+    *("execution", "folder_paths", "nodes", "server", "torch"),
+}
 
 
 def imported() -> set[str]:
