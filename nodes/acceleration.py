@@ -10,7 +10,7 @@ from ..longcat_core.comfyui.model_base import LongCatVideoModel
 from ..longcat_core.frames.geometry import TokenGrid
 from ..longcat_core.sparse import attention as sparse_attention
 from ..longcat_core.sparse.attention import BLOCK_SPARSE, DEFAULT_CHUNK, DEFAULT_SPARSITY, BlockSparse
-from .validation import check_inputs, check_when_run
+from .checks import check_inputs, check_when_run
 
 KEY = "longcat_kv_cache"
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE

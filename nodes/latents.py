@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longcat_core.frames import buckets, condition
-from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES
+from ..longcat_core.frames import buckets
+from ..longcat_core.frames import latents as condition
 from ..longcat_core.frames.geometry import (
     LATENT_CHANNELS,
     LENGTH_GRID,
@@ -19,8 +19,9 @@ from ..longcat_core.frames.geometry import (
     LatentShape,
     PixelShape,
 )
+from ..longcat_core.frames.latents import DEFAULT_COND_FRAMES
 from ..longcat_core.frames.refine import SHOWN_FRAMES
-from .validation import check_inputs, check_latent, check_when_run, rgb
+from .checks import check_inputs, check_latent, check_when_run, rgb
 
 CUSTOM = "custom"
 SIZES = (CUSTOM, *buckets.RESOLUTIONS)

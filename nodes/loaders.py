@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..longcat_core.comfyui import load as checkpoint
-from .validation import check_inputs
+from .checks import check_inputs
 
 MODELS_FOLDER = "longcat"
 WEIGHT_DTYPES = {

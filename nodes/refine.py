@@ -6,11 +6,12 @@ import nodes
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longcat_core.frames import buckets, condition, refine
+from ..longcat_core.frames import buckets, refine
+from ..longcat_core.frames import latents as condition
 from ..longcat_core.frames.geometry import PIXEL_MULTIPLE, SPATIAL_SCALE
 from ..longcat_core.frames.refine import DEFAULT_REFINE_COND_FRAMES, SHOWN_FRAMES, RefineFrames, RefineMode
+from .checks import check_inputs, check_when_run, rgb
 from .latents import CUSTOM, check_size, encoded
-from .validation import check_inputs, check_when_run, rgb
 
 TRAINED = "720p"
 REFINED_SIZES = (TRAINED, CUSTOM)

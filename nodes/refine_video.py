@@ -11,8 +11,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..longcat_core.frames import refine
-from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES
 from ..longcat_core.frames.geometry import FRAMES_PER_SECOND, PIXEL_MULTIPLE, PixelShape
+from ..longcat_core.frames.latents import DEFAULT_COND_FRAMES
 from ..longcat_core.frames.refine import RefineMode
 from ..longcat_core.schedule import DEFAULT_REFINE_THRESHOLD
 from ..longcat_core.segments import plan
@@ -22,7 +22,7 @@ from .refinement_recipe import Refinement, RefineSettings
 from .sampling import check_schedule, threshold_input
 from .segment_host import check_prefix, host_of
 from .segment_sources import models_digest, prompt_digest
-from .validation import check_inputs, check_when_run
+from .checks import check_inputs, check_when_run
 
 MAX_FPS = 240.0
 VALUE_BYTES = 4

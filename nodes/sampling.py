@@ -9,9 +9,9 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..longcat_core import schedule
 from ..longcat_core.comfyui import family as detection
-from ..longcat_core.frames.condition import is_waiting
+from ..longcat_core.frames.latents import is_waiting
 from ..longcat_core.guidance import cfg_zero_denoised
-from .validation import check_inputs, check_when_run
+from .checks import check_inputs, check_when_run
 
 MODE_TOOLTIP = (
     "base: the released model (50 steps, cfg 4). distill: with the distilled LoRA (16 steps, cfg 1). "

@@ -7,19 +7,18 @@ import nodes
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longcat_core.frames import condition
-from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES, given_frames
+from ..longcat_core.frames import latents as condition
 from ..longcat_core.frames.geometry import PIXEL_MULTIPLE, TEMPORAL_SCALE
 from ..longcat_core.schedule import Mode
 from ..longcat_core.segments import plan
 from ..longcat_core.segments.fingerprint import frames_digest
 from ..longcat_core.segments.loop import make_video
+from .checks import check_inputs, check_when_run
 from .latents import CUSTOM, LINKED_LENGTH, SIZES, check_continuation, check_size, frame_inputs
 from .sampling import check_schedule
 from .segment_host import check_prefix, host_of
 from .segment_sources import models_digest
 from .storyboard_recipe import Settings, Storyboard
-from .validation import check_inputs, check_when_run
 
 SIZES_CHECKED = ("width", "height", "length", "num_cond_frames")
 CHECKED = ("prompts", "segments", *SIZES_CHECKED, "steps", "mode", "filename_prefix", "size")

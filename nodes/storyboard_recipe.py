@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..longcat_core.frames import condition
+from ..longcat_core.frames import latents as condition
 from ..longcat_core.frames.geometry import FRAMES_PER_SECOND
 from ..longcat_core.segments.loop import Made
 from ..longcat_core.segments.plan import Segment

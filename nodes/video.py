@@ -10,8 +10,8 @@ import torch
 from comfy_api.latest import io
 
 from ..longcat_core.frames import refine
-from ..longcat_core.frames.condition import DEFAULT_COND_FRAMES
-from .validation import check_latent, check_when_run, rgb
+from ..longcat_core.frames.latents import DEFAULT_COND_FRAMES
+from .checks import check_latent, check_when_run, rgb
 
 TILING = ("auto", "always")
 TILE_PIXELS, TILE_OVERLAP_PIXELS = 512, 64

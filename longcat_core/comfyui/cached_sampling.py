@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..frames.condition import leading_clean_frames
+from ..frames.latents import leading_clean_frames
 from ..frames.geometry import LatentShape
 from ..network.kv_cache import KVCache
 from ..network.stores import CacheSize, Placement

@@ -11,8 +11,8 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..frames.condition import leading_window_frames
 from ..frames.geometry import LatentShape
+from ..frames.latents import leading_clean_frames, leading_window_frames
 from ..network.dit import LongCatVideoTransformer
 from ..network.spans import activation_bytes
 from ..text import fixed_length

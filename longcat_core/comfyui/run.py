@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..frames.condition import leading_clean_frames
+from ..frames.latents import leading_clean_frames
 from ..network.kv_cache import KVCache
 
 

@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from . import buckets, condition
+from . import buckets
+from . import latents as condition
 from .geometry import TEMPORAL_SCALE, latent_frames, video_frames
 
 RefineMode = Literal["spatial+temporal", "spatial"]

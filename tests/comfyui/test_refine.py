@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longcat_core import schedule
 from longcat_core.frames import buckets
-from longcat_core.frames.condition import LATENT_FORMAT
+from longcat_core.frames.latents import LATENT_FORMAT
 from longcat_core.frames.refine import SHOWN_FRAMES, RefineFrames
 from longcat_core.sparse.attention import BLOCK_SPARSE, BlockSparse
 

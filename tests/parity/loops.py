@@ -23,8 +23,8 @@ from refine_inputs import refine_start
 from torch import Tensor
 
 from longcat_core import guidance, schedule
-from longcat_core.frames.condition import LATENT_FORMAT, with_condition
 from longcat_core.frames.geometry import LatentShape
+from longcat_core.frames.latents import LATENT_FORMAT, with_condition
 
 
 def loop_sigmas(loop: str, args: dict) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longcat_core.frames.condition import is_waiting
 from ..longcat_core.frames.geometry import LATENT_CHANNELS
+from ..longcat_core.frames.latents import is_waiting
 
 
 def check_inputs(node: type[io.ComfyNode], check: Callable[..., object], **values: Any) -> bool | str:
