@@ -10,7 +10,7 @@ from ..longcat_core.comfyui.model_base import LongCatVideoModel
 from ..longcat_core.frames.geometry import TokenGrid
 from ..longcat_core.sparse import attention as sparse_attention
 from ..longcat_core.sparse.attention import BLOCK_SPARSE, DEFAULT_CHUNK, DEFAULT_SPARSITY, BlockSparse
-from .checks import check_inputs, check_when_run
+from .checks import checked
 
 KEY = "longcat_kv_cache"
 OUTER_SAMPLE = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
@@ -60,15 +60,12 @@ class LongCatKVCache(io.ComfyNode):
         return io.NodeOutput(model)
 
 
-def in_range(**values: float) -> None:
-    """Nothing beyond the ranges of the inputs, which are checked before."""
-
-
 def chunk_input(name: str, default: int, tooltip: str) -> io.Int.Input:
     """A size of the chunks."""
     return io.Int.Input(name, default=default, min=1, max=64, optional=True, advanced=True, tooltip=tooltip)
 
 
+@checked(ranges=("sparsity", "cdf", "chunk_frames", "chunk_height", "chunk_width"))
 class LongCatBlockSparseAttention(io.ComfyNode):
     """MODEL -> MODEL."""
 
@@ -121,19 +118,6 @@ class LongCatBlockSparseAttention(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        sparsity: float | None = None,
-        cdf: float | None = None,
-        chunk_frames: int | None = None,
-        chunk_height: int | None = None,
-        chunk_width: int | None = None,
-    ) -> bool | str:
-        """Refuse numbers out of their ranges before anything runs."""
-        sizes = {"chunk_frames": chunk_frames, "chunk_height": chunk_height, "chunk_width": chunk_width}
-        return check_inputs(cls, in_range, sparsity=sparsity, cdf=cdf, **sizes)
-
-    @classmethod
     def execute(
         cls,
         model: Any,
@@ -147,8 +131,6 @@ class LongCatBlockSparseAttention(io.ComfyNode):
         """Put the settings where the network reads them, on a clone."""
         check_is_longcat(model, "LongCat Block-Sparse Attention")
         chunk = TokenGrid(chunk_frames, chunk_height, chunk_width)
-        sizes = {"chunk_frames": chunk_frames, "chunk_height": chunk_height, "chunk_width": chunk_width}
-        check_when_run(cls, in_range, sparsity=sparsity, cdf=cdf, **sizes)
         model = model.clone()
         model.model_options["transformer_options"][BLOCK_SPARSE] = BlockSparse(sparsity, cdf or None, chunk, backend)
         return io.NodeOutput(model)

@@ -1,26 +1,77 @@
-"""What the nodes check before a prompt runs."""
+"""What the nodes check: before a prompt runs, and again when it runs, when the values of linked inputs are known."""
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, Signature, signature
+from typing import Any, TypeVar
 
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..longcat_core.frames.geometry import LATENT_CHANNELS
-from ..longcat_core.frames.latents import is_waiting
+from ..longcat_core.frames.shown import check_says_what_is_shown
+from ..longcat_core.frames.waiting import is_waiting
+
+Check = Callable[..., object]
+Node = TypeVar("Node", bound=type[io.ComfyNode])
 
 
-def check_inputs(node: type[io.ComfyNode], check: Callable[..., object], **values: Any) -> bool | str:
-    """The answer of a node's `validate_inputs`: True, or the sentence to show.
+def checked(*checks: Check, ranges: Sequence[str] = ()) -> Callable[[Node], Node]:
+    """Let a node class check its inputs.
 
-    Core leaves the ranges of the inputs that a node validates to the node, passes None for linked ones (whose values
-    are known only when the node runs), and has already reported a value that is no number where one is needed.
+    Core asks `validate_inputs` about the inputs that its signature names, and leaves their ranges to it; a mistake is
+    shown once for each of them. So the signature is made of the inputs that are checked, and of no others.
 
     Args:
-        node: the node; its schema has the ranges.
-        check: called with the values that are known; raises ValueError with a sentence.
-        values: inputs by name.
+        checks: each raises ValueError with the sentence to show. Its parameters are inputs by their names; a default
+            stands for an input that is not known yet, and without one the check waits until it is.
+        ranges: more inputs whose ranges are checked here; those of all others before a prompt runs by core.
+    """
+
+    def decorate(node: Node) -> Node:
+        parameters = (name for check in checks for name in signature(check).parameters)
+        names = tuple(dict.fromkeys([*ranges, *parameters]))
+        if names:
+            node.validate_inputs = classmethod(_validation(checks, names))  # type: ignore[assignment]
+        node.execute = classmethod(_checked_when_run(checks, node.execute.__func__))  # type: ignore
+        return node
+
+    return decorate
+
+
+def _validation(checks: Sequence[Check], names: Sequence[str]) -> Callable[..., bool | str]:
+    known = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in names]
+    declared = Signature([Parameter("cls", Parameter.POSITIONAL_ONLY), *known])
+
+    def validate_inputs(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> bool | str:
+        return problem(cls, checks, declared.bind(cls, *args, **kwargs).arguments) or True
+
+    validate_inputs.__signature__ = declared  # type: ignore[attr-defined] # what core looks at
+    return validate_inputs
+
+
+def _checked_when_run(checks: Sequence[Check], run: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    declared = signature(run)
+
+    @functools.wraps(run)
+    def execute(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
+        given = declared.bind(cls, *args, **kwargs)
+        given.apply_defaults()
+        sentence = problem(cls, checks, {**given.arguments, **given.kwargs})
+        if sentence is not None:
+            raise ValueError(sentence)
+        return run(cls, *args, **kwargs)
+
+    return execute
+
+
+def problem(node: type[io.ComfyNode], checks: Sequence[Check], values: Mapping[str, Any]) -> str | None:
+    """The sentence about the first input that is wrong, or None.
+
+    Args:
+        node: its schema has the ranges.
+        checks: as `checked`.
+        values: inputs by name; None for those that are not known. Core has already reported a value that is no number
+            where one is needed.
     """
     known = {}
     for declared in node.define_schema().inputs:
@@ -32,52 +83,35 @@ def check_inputs(node: type[io.ComfyNode], check: Callable[..., object], **value
             return f"{declared.id} is {value}; it must be from {declared.min} to {declared.max}."
         known[declared.id] = value
     try:
-        check(**known)
+        for check in checks:
+            parameters = signature(check).parameters.values()
+            if all(parameter.name in known or parameter.default is not parameter.empty for parameter in parameters):
+                check(**{parameter.name: known[parameter.name] for parameter in parameters if parameter.name in known})
     except ValueError as error:
         return str(error)
-    return True
+    return None
 
 
-def check_when_run(node: type[io.ComfyNode], check: Callable[..., object], **values: Any) -> None:
-    """Check inputs when the node runs: only then are the values of linked ones known.
+def check_latent(latent: dict[str, Any], title: str) -> None:
+    """Refuse a LATENT that is no finished video.
 
     Args:
-        node: the node; its schema has the ranges of all values.
-        check: called with those of the values that it has parameters for.
-        values: inputs by name.
+        latent: what a node was given.
+        title: of the node.
 
     Raises:
-        ValueError: with the sentence to show.
+        ValueError: the shape is not a video latent's, its last frame still waits for noise, or it may have padding and
+            does not say where.
     """
-    parameters = inspect.signature(check).parameters
-
-    def check_what_it_knows(**known: Any) -> None:
-        check(**{name: value for name, value in known.items() if name in parameters})
-
-    answer = check_inputs(node, check_what_it_knows, **values)
-    if answer is not True:
-        raise ValueError(answer)
-
-
-def check_latent(samples: Tensor) -> None:
-    """Refuse what no sampler made.
-
-    Raises:
-        ValueError: the shape is not a video latent's, or its last frame still waits for noise.
-    """
-    shape = tuple(samples.shape)
+    shape = tuple(latent["samples"].shape)
     if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
         raise ValueError(
             f"The latent has shape {shape}; a LongCat-Video latent is [batch, {LATENT_CHANNELS}, frames, height, "
             f"width]. Connect the output of a sampler that started from LongCat Latent."
         )
-    if is_waiting(samples):
+    if is_waiting(latent["samples"]):
         raise ValueError(
             "The latent is empty: nothing was sampled. Connect the output of the sampler; if it is connected, its "
             "sigmas were empty: check steps, denoise and nodes that split sigmas."
         )
-
-
-def rgb(frames: Tensor) -> Tensor:
-    """Frames `[F, H, W, C]` without what stands behind their three colors; grey ones (C = 1) get three."""
-    return frames.expand(-1, -1, -1, 3) if frames.shape[-1] == 1 else frames[..., :3]
+    check_says_what_is_shown(latent, title)

@@ -9,60 +9,24 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..longcat_core.frames import buckets
-from ..longcat_core.frames import latents as condition
-from ..longcat_core.frames.geometry import (
-    LATENT_CHANNELS,
-    LENGTH_GRID,
-    PIXEL_MULTIPLE,
-    SPATIAL_SCALE,
-    TEMPORAL_SCALE,
-    LatentShape,
-    PixelShape,
+from ..longcat_core.frames.comfyui import filled, stretched
+from ..longcat_core.frames.geometry import LATENT_CHANNELS, TEMPORAL_SCALE, PixelShape
+from ..longcat_core.frames.given import DEFAULT_COND_FRAMES, given_frames, rgb
+from ..longcat_core.frames.latents import video_latent
+from ..longcat_core.frames.shown import is_padded
+from ..longcat_core.frames.waiting import continued, with_condition
+from .checks import check_latent, checked
+from .inputs import (
+    CUSTOM,
+    SIZES,
+    check_continuation,
+    check_size,
+    cond_frames_input,
+    frame_inputs,
+    frame_size,
+    length_input,
+    size_input,
 )
-from ..longcat_core.frames.latents import DEFAULT_COND_FRAMES
-from ..longcat_core.frames.refine import SHOWN_FRAMES
-from .checks import check_inputs, check_latent, check_when_run, rgb
-
-CUSTOM = "custom"
-SIZES = (CUSTOM, *buckets.RESOLUTIONS)
-LINKED_LENGTH = 1 + TEMPORAL_SCALE * nodes.MAX_RESOLUTION  # for one that is not known yet: has room for any overlap
-
-
-def video_shape(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, length: int = 1) -> LatentShape:
-    """Latent shape of a video in pixels and frames; raises ValueError as `PixelShape.latent`."""
-    return PixelShape(length, height, width).latent()
-
-
-def check_size(width: int = PIXEL_MULTIPLE, height: int = PIXEL_MULTIPLE, length: int = 1, size: str = CUSTOM) -> None:
-    """Whether there is a video of this size; a trained `size` takes width and height only as a shape.
-
-    Raises:
-        ValueError: as `video_shape`, or size is not one of `SIZES`.
-    """
-    if size not in SIZES:
-        raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}.")
-    if size == CUSTOM:
-        video_shape(width, height, length)
-    else:
-        video_shape(length=length)
-
-
-def check_continuation(length: int = LINKED_LENGTH, num_cond_frames: int = 1) -> None:
-    """Raise ValueError if there is no video of this length, or nothing of it is left to generate."""
-    video_shape(length=length)
-    condition.check_leaves_room(LENGTH_GRID.floor(num_cond_frames), length)
-
-
-def frame_size(size: Any, width: int, height: int, frames: Tensor | None) -> buckets.Size:
-    """Pixels of one frame: as asked for, or the trained size nearest in shape to the frames (or to width x height).
-
-    Raises:
-        ValueError: no trained size has nearly that shape.
-    """
-    asked = buckets.Size(height, width)
-    if size == CUSTOM:
-        return asked
-    return buckets.nearest(size, asked if frames is None else buckets.Size(*frames.shape[1:3]))
 
 
 def encoded(vae: Any, frames: Tensor) -> Tensor:
@@ -87,12 +51,12 @@ def continuing(vae: Any, frames: Tensor, num_cond_frames: int, target: buckets.S
     """A LATENT that begins with the end of a video `[F, H, W, C]`, or with an image.
 
     Raises:
-        ValueError: as `encoded`, `condition.given_frames` and `video_shape`.
+        ValueError: as `encoded`, `given_frames` and `PixelShape.latent`.
     """
-    shape = video_shape(target.width, target.height, length)
-    given = rgb(condition.given_frames(frames, num_cond_frames, length))
-    fitted = condition.filled(given, target) if size == CUSTOM else condition.stretched(given, target)
-    return condition.with_condition(encoded(vae, fitted), shape)
+    shape = PixelShape(length, *target).latent()
+    given = rgb(given_frames(frames, num_cond_frames, length))
+    fitted = filled(given, target) if size == CUSTOM else stretched(given, target)
+    return with_condition(encoded(vae, fitted), shape)
 
 
 def starting_latent(
@@ -117,28 +81,18 @@ def starting_latent(
         size: custom, or the resolution whose trained size is taken.
 
     Raises:
-        ValueError: as `frame_size`, `video_shape` and `continuing`.
+        ValueError: as `frame_size`, `PixelShape.latent` and `continuing`.
     """
-    target = frame_size(size, width, height, frames)
+    target = frame_size(SIZES[size], width, height, frames)
     if frames is None:
-        shape = video_shape(target.width, target.height, length)
+        shape = PixelShape(length, *target).latent()
         device = comfy.model_management.intermediate_device()
-        samples = torch.zeros([batch_size, LATENT_CHANNELS, *shape], device=device)
-        return {"samples": samples, "downscale_ratio_spacial": SPATIAL_SCALE}
+        return video_latent(torch.zeros([batch_size, LATENT_CHANNELS, *shape], device=device))
     latent = continuing(vae, frames, num_cond_frames, target, size, length)
     return nodes.RepeatLatentBatch().repeat(latent, batch_size)[0]
 
 
-def frame_inputs() -> list[io.Int.Input]:
-    """The inputs `width` and `height` of a node that makes videos."""
-    grid: dict[str, Any] = {"min": PIXEL_MULTIPLE, "max": nodes.MAX_RESOLUTION, "step": PIXEL_MULTIPLE}
-    trained = "Pixels, a multiple of 16. Trained at about 480 x 832 pixels in any aspect ratio."
-    return [
-        io.Int.Input("width", default=832, tooltip=trained, **grid),
-        io.Int.Input("height", default=480, tooltip="Pixels, a multiple of 16.", **grid),
-    ]
-
-
+@checked(check_size)
 class LongCatLatent(io.ComfyNode):
     """Size, length [, VAE, frames] -> LATENT."""
 
@@ -157,14 +111,7 @@ class LongCatLatent(io.ComfyNode):
             ],
             inputs=[
                 *frame_inputs(),
-                io.Int.Input(
-                    "length",
-                    default=93,
-                    min=1,
-                    max=nodes.MAX_RESOLUTION,
-                    step=TEMPORAL_SCALE,
-                    tooltip="Frames at 15 per second, 4n+1, the given ones included. Trained up to 93 (6.2 s).",
-                ),
+                length_input("Frames at 15 per second, 4n+1, the given ones included. Trained up to 93 (6.2 s)."),
                 io.Int.Input("batch_size", default=1, min=1, max=64, optional=True, tooltip="Videos made at once."),
                 io.Vae.Input("vae", optional=True, tooltip="Encodes the frames; not needed without them."),
                 io.Image.Input(
@@ -172,22 +119,14 @@ class LongCatLatent(io.ComfyNode):
                     optional=True,
                     tooltip="An image to animate, or a video (15 frames per second) to continue from its end.",
                 ),
-                io.Int.Input(
-                    "num_cond_frames",
-                    default=DEFAULT_COND_FRAMES,
-                    min=1,
-                    max=nodes.MAX_RESOLUTION,
-                    step=TEMPORAL_SCALE,
+                cond_frames_input(
+                    "How many of the video's last frames to continue from, 4n+1 (rounded down); trained with 13. An "
+                    "image is always 1.",
                     optional=True,
-                    tooltip="How many of the video's last frames to continue from, 4n+1 (rounded down); trained "
-                    "with 13. An image is always 1.",
                 ),
-                io.Combo.Input(
-                    "size",
-                    options=list(SIZES),
-                    default=CUSTOM,
-                    optional=True,
-                    tooltip="480p or 720p: the trained size nearest in shape to the frames, which are stretched to it; "
+                size_input(
+                    SIZES,
+                    "480p or 720p: the trained size nearest in shape to the frames, which are stretched to it; "
                     "without frames, to width x height. custom: width x height, the frames' edges are cut off to "
                     "fill it.",
                 ),
@@ -196,13 +135,6 @@ class LongCatLatent(io.ComfyNode):
                 io.Latent.Output(tooltip="What sampling starts from: empty, or the encoded frames and a noise mask.")
             ],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls, width: int | None = None, height: int | None = None, length: int | None = None, size: str | None = None
-    ) -> bool | str:
-        """Refuse sizes off the model's grid before anything runs."""
-        return check_inputs(cls, check_size, width=width, height=height, length=length, size=size)
 
     @classmethod
     def execute(
@@ -216,13 +148,12 @@ class LongCatLatent(io.ComfyNode):
         num_cond_frames: int = DEFAULT_COND_FRAMES,
         size: str = CUSTOM,
     ) -> io.NodeOutput:
-        """Check, then make it."""
-        numbers = {"width": width, "height": height, "length": length, "num_cond_frames": num_cond_frames}
-        check_when_run(cls, check_size, batch_size=batch_size, size=size, **numbers)
+        """Begin."""
         latent = starting_latent(width, height, length, batch_size, vae, frames, num_cond_frames, size)
         return io.NodeOutput(latent)
 
 
+@checked(check_continuation)
 class LongCatContinueLatent(io.ComfyNode):
     """LATENT -> LATENT."""
 
@@ -239,22 +170,11 @@ class LongCatContinueLatent(io.ComfyNode):
             search_aliases=["extend video", "continue video", "video continuation latent", "longcat extend", "overlap"],
             inputs=[
                 io.Latent.Input("latent", tooltip="The finished segment, from the sampler."),
-                io.Int.Input(
-                    "length",
-                    default=93,
-                    min=1 + TEMPORAL_SCALE,
-                    max=nodes.MAX_RESOLUTION,
-                    step=TEMPORAL_SCALE,
-                    tooltip="Frames of the next segment, 4n+1, its condition frames included. Trained up to 93.",
+                length_input(
+                    "Frames of the next segment, 4n+1, its condition frames included. Trained up to 93.",
+                    least=1 + TEMPORAL_SCALE,
                 ),
-                io.Int.Input(
-                    "num_cond_frames",
-                    default=DEFAULT_COND_FRAMES,
-                    min=1,
-                    max=nodes.MAX_RESOLUTION,
-                    step=TEMPORAL_SCALE,
-                    tooltip="How many frames the two segments share, 4n+1 (rounded down); trained with 13.",
-                ),
+                cond_frames_input("How many frames the two segments share, 4n+1 (rounded down); trained with 13."),
             ],
             outputs=[
                 io.Latent.Output(tooltip="What sampling starts from: the shared frames, room for more, a noise mask.")
@@ -262,18 +182,12 @@ class LongCatContinueLatent(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, length: int | None = None, num_cond_frames: int | None = None) -> bool | str:
-        """Refuse lengths off the model's grid before anything runs."""
-        return check_inputs(cls, check_continuation, length=length, num_cond_frames=num_cond_frames)
-
-    @classmethod
     def execute(cls, latent: dict[str, Any], length: int, num_cond_frames: int) -> io.NodeOutput:
         """Cut the end off and put it in front."""
-        check_latent(latent["samples"])
-        if SHOWN_FRAMES in latent:
+        check_latent(latent, "LongCat Continue Latent")
+        if is_padded(latent):
             raise ValueError(
                 "The latent is a refined video, which ends with padding. Continue the video before it is refined; to "
                 "refine the next segment, connect the frames of this one to LongCat Refine Latent (condition_frames)."
             )
-        check_when_run(cls, check_continuation, length=length, num_cond_frames=num_cond_frames)
-        return io.NodeOutput(condition.continued(latent["samples"], length, num_cond_frames))
+        return io.NodeOutput(continued(latent["samples"], length, num_cond_frames))

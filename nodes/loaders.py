@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..longcat_core.comfyui import load as checkpoint
-from .checks import check_inputs
+from .checks import checked
 
 MODELS_FOLDER = "longcat"
 WEIGHT_DTYPES = {
@@ -32,7 +32,7 @@ def model_folder(folder: str) -> Path:
         ValueError: there is none; says which there are, and where they are looked for.
     """
     found = model_folders()
-    if folder in found:
+    if folder in list(found):
         return found[folder]
     roots = " or ".join(folder_paths.get_folder_paths(MODELS_FOLDER))
     raise ValueError(
@@ -41,6 +41,7 @@ def model_folder(folder: str) -> Path:
     )
 
 
+@checked(model_folder)
 class LongCatLoader(io.ComfyNode):
     """Folder -> MODEL, CLIP, VAE."""
 
@@ -78,11 +79,6 @@ class LongCatLoader(io.ComfyNode):
                 io.Vae.Output(tooltip="The Wan 2.1 VAE."),
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, folder: str | None = None) -> bool | str:
-        """Say where folders are looked for, rather than that a value is not in a list."""
-        return check_inputs(cls, model_folder, folder=folder) if isinstance(folder, str) else True
 
     @classmethod
     def execute(cls, folder: str, weight_dtype: str = "default") -> io.NodeOutput:

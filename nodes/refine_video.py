@@ -11,38 +11,48 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..longcat_core.frames import refine
-from ..longcat_core.frames.geometry import FRAMES_PER_SECOND, PIXEL_MULTIPLE, PixelShape
-from ..longcat_core.frames.latents import DEFAULT_COND_FRAMES
+from ..longcat_core.frames.geometry import FRAMES_PER_SECOND, PixelShape
+from ..longcat_core.frames.given import DEFAULT_COND_FRAMES
 from ..longcat_core.frames.refine import RefineMode
 from ..longcat_core.schedule import DEFAULT_REFINE_THRESHOLD
 from ..longcat_core.segments import plan
 from ..longcat_core.segments.loop import make_video
-from .refine import TRAINED, check_refined_size, mode_input, refined_size, size_inputs
+from .checks import checked
+from .inputs import (
+    REFINED_HEIGHT,
+    REFINED_SIZES,
+    REFINED_WIDTH,
+    TRAINED,
+    TRAINED_LENGTH,
+    check_refined_size,
+    check_schedule,
+    cond_frames_input,
+    filename_prefix_input,
+    frame_size,
+    length_input,
+    refine_mode_input,
+    refined_size_inputs,
+    seed_input,
+    steps_input,
+    threshold_input,
+    vae_input,
+)
 from .refinement_recipe import Refinement, RefineSettings
-from .sampling import check_schedule, threshold_input
 from .segment_host import check_prefix, host_of
 from .segment_sources import models_digest, prompt_digest
-from .checks import check_inputs, check_when_run
 
 MAX_FPS = 240.0
 VALUE_BYTES = 4
 
 
-def check_refinement(
-    length: int = nodes.MAX_RESOLUTION,
-    num_cond_frames: int = 1,
-    steps: int = 1,
-    threshold: float = DEFAULT_REFINE_THRESHOLD,
-    filename_prefix: str = "-",
-    size: str = TRAINED,
-    width: int = PIXEL_MULTIPLE,
-    height: int = PIXEL_MULTIPLE,
-) -> None:
-    """Raise ValueError if no video can be refined like this."""
+def check_parts(length: int = nodes.MAX_RESOLUTION, num_cond_frames: int = 1) -> None:
+    """Raise ValueError if segments of this length add nothing to those before."""
     plan.parts(length, length, num_cond_frames)
+
+
+def check_refine_schedule(steps: int = 1, threshold: float = DEFAULT_REFINE_THRESHOLD) -> None:
+    """Raise ValueError if there is no schedule of mode refine like this."""
     check_schedule(steps, "refine", threshold)
-    check_prefix(filename_prefix)
-    check_refined_size(width, height, size)
 
 
 def check_memory(video: PixelShape) -> None:
@@ -57,6 +67,7 @@ def check_memory(video: PixelShape) -> None:
         )
 
 
+@checked(check_parts, check_refine_schedule, check_prefix, check_refined_size)
 class LongCatRefineVideo(io.ComfyNode):
     """MODEL, CONDITIONING, VAE, IMAGE -> IMAGE."""
 
@@ -78,39 +89,23 @@ class LongCatRefineVideo(io.ComfyNode):
                     "Attention attention is a sixteenth of the work.",
                 ),
                 io.Conditioning.Input("positive", tooltip="The video's prompt; an empty one where it had several."),
-                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, from LongCat Loader or Load VAE."),
+                vae_input(),
                 io.Image.Input("frames", tooltip="The whole video."),
-                mode_input(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=plan.MAX_SEED,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="The noise of the first segment, counted up for the others. To go on with a video that "
-                    "was interrupted, keep it.",
+                refine_mode_input(),
+                seed_input(
+                    "The noise of the first segment, counted up for the others. To go on with a video that was "
+                    "interrupted, keep it.",
+                    control=io.ControlAfterGenerate.fixed,
                 ),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="50, of which refinement makes the last 5."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="longcat/refined",
-                    tooltip="Folder and beginning of the names of the segments' files in the output folder.",
+                steps_input("50, of which refinement makes the last 5."),
+                filename_prefix_input("longcat/refined"),
+                length_input(
+                    "Frames of the given video in one segment; trained with 93.", least=2, step=None, optional=True
                 ),
-                io.Int.Input(
-                    "length",
-                    default=93,
-                    min=2,
-                    max=nodes.MAX_RESOLUTION,
+                cond_frames_input(
+                    "Frames of the given video that a segment shares with the one before; 13 as released.",
+                    step=None,
                     optional=True,
-                    tooltip="Frames of the given video in one segment; trained with 93.",
-                ),
-                io.Int.Input(
-                    "num_cond_frames",
-                    default=DEFAULT_COND_FRAMES,
-                    min=1,
-                    max=nodes.MAX_RESOLUTION,
-                    optional=True,
-                    tooltip="Frames of the given video that a segment shares with the one before; 13 as released.",
                 ),
                 io.Float.Input(
                     "fps",
@@ -122,7 +117,7 @@ class LongCatRefineVideo(io.ComfyNode):
                     tooltip="Frames per second of the given video: from Get Video Components, 15 for LongCat-Video's. "
                     "Trained with 15.",
                 ),
-                *size_inputs(),
+                *refined_size_inputs(),
                 threshold_input(),
             ],
             outputs=[
@@ -132,23 +127,6 @@ class LongCatRefineVideo(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        length: int | None = None,
-        num_cond_frames: int | None = None,
-        steps: int | None = None,
-        threshold: float | None = None,
-        filename_prefix: str | None = None,
-        size: str | None = None,
-        width: int | None = None,
-        height: int | None = None,
-    ) -> bool | str:
-        """Refuse what cannot be refined before anything runs."""
-        sizes = {"size": size, "width": width, "height": height, "length": length, "num_cond_frames": num_cond_frames}
-        schedule = {"steps": steps, "threshold": threshold}
-        return check_inputs(cls, check_refinement, filename_prefix=filename_prefix, **sizes, **schedule)
 
     @classmethod
     def execute(
@@ -161,31 +139,17 @@ class LongCatRefineVideo(io.ComfyNode):
         seed: int,
         steps: int,
         filename_prefix: str,
-        length: int = 93,
+        length: int = TRAINED_LENGTH,
         num_cond_frames: int = DEFAULT_COND_FRAMES,
         fps: float = float(FRAMES_PER_SECOND),
         size: str = TRAINED,
-        width: int = 1280,
-        height: int = 704,
+        width: int = REFINED_WIDTH,
+        height: int = REFINED_HEIGHT,
         threshold: float = DEFAULT_REFINE_THRESHOLD,
     ) -> io.NodeOutput:
         """Plan, then refine what is not there yet."""
-        check_when_run(
-            cls,
-            check_refinement,
-            seed=seed,
-            steps=steps,
-            filename_prefix=filename_prefix,
-            length=length,
-            num_cond_frames=num_cond_frames,
-            fps=fps,
-            size=size,
-            width=width,
-            height=height,
-            threshold=threshold,
-        )
         refine.check_frames(frames, mode)
-        target = refined_size(size, width, height, frames)
+        target = frame_size(REFINED_SIZES[size], width, height, frames)
         check_memory(PixelShape(refine.refined_length(len(frames), mode), *target))
         settings = RefineSettings(
             mode=mode, size=target, num_cond_frames=num_cond_frames, steps=steps, threshold=threshold

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..longcat_core.frames import buckets, refine
-from ..longcat_core.frames.refine import SHOWN_FRAMES, RefineFrames, RefineMode
+from ..longcat_core.frames.refine import RefineFrames, RefineMode
+from ..longcat_core.frames.shown import SHOWN_FRAMES
 from ..longcat_core.segments.loop import Made
 from ..longcat_core.segments.plan import Segment
 from .refine import refining

@@ -9,27 +9,15 @@ from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..longcat_core import schedule
 from ..longcat_core.comfyui import family as detection
-from ..longcat_core.frames.latents import is_waiting
+from ..longcat_core.frames.waiting import is_waiting
 from ..longcat_core.guidance import cfg_zero_denoised
-from .checks import check_inputs, check_when_run
-
-MODE_TOOLTIP = (
-    "base: the released model (50 steps, cfg 4). distill: with the distilled LoRA (16 steps, cfg 1). "
-    "enhance_hf: base with extra steps at low noise, for continuation (56 model calls from 50 steps). "
-    "refine: from an upscaled video that is half noise (5 model calls from 50 steps, cfg 1)."
-)
+from .checks import checked
+from .inputs import cfg_input, check_schedule, mode_input, seed_input, steps_input, threshold_input
 
 
 def model_sigmas(model: Any, steps: int, mode: schedule.Mode, threshold: float) -> torch.Tensor:
     """A schedule with the shift that the model carries, which ModelSamplingSD3 may have changed."""
     return schedule.sigmas(mode, steps, detection.flow_shift(model.get_model_object("model_sampling")), threshold)
-
-
-def check_schedule(
-    steps: int = 1, mode: schedule.Mode = "base", threshold: float = schedule.DEFAULT_REFINE_THRESHOLD
-) -> None:
-    """Raise ValueError if there is no such schedule."""
-    schedule.sigmas(mode, steps, schedule.DEFAULT_SHIFT, threshold)
 
 
 def cfg_zero_hook(args: dict[str, Any]) -> torch.Tensor:
@@ -86,20 +74,7 @@ def sampled(
     return SamplerCustom.execute(guided, True, seed, cfg, positive, negative, euler, sigmas, latent).args[0]
 
 
-def threshold_input() -> io.Float.Input:
-    """The input `threshold` of a node with schedules."""
-    return io.Float.Input(
-        "threshold",
-        default=schedule.DEFAULT_REFINE_THRESHOLD,
-        min=0.01,
-        max=0.99,
-        step=0.01,
-        optional=True,
-        advanced=True,
-        tooltip="Only for refine: the noise level (0..1) that it starts from; 0.5 in the reference.",
-    )
-
-
+@checked(check_schedule)
 class LongCatSigmas(io.ComfyNode):
     """MODEL, steps, mode -> SIGMAS."""
 
@@ -115,21 +90,14 @@ class LongCatSigmas(io.ComfyNode):
             search_aliases=["longcat scheduler", "longcat schedule", "distill schedule", "enhance_hf"],
             inputs=[
                 io.Model.Input("model", tooltip="Gives the shift."),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="50 for base, 16 for distill (at most 50)."),
-                io.Combo.Input("mode", options=list(schedule.MODES), default="base", tooltip=MODE_TOOLTIP),
+                steps_input("50 for base, 16 for distill (at most 50)."),
+                mode_input(),
                 threshold_input(),
             ],
             outputs=[
                 io.Sigmas.Output(tooltip="Noise levels from 1 (refine: threshold) to 0, one more than model calls.")
             ],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls, steps: int | None = None, mode: schedule.Mode | None = None, threshold: float | None = None
-    ) -> bool | str:
-        """Refuse a schedule that does not exist before anything runs."""
-        return check_inputs(cls, check_schedule, steps=steps, mode=mode, threshold=threshold)
 
     @classmethod
     def execute(
@@ -163,6 +131,7 @@ class LongCatCFGZero(io.ComfyNode):
         return io.NodeOutput(with_cfg_zero(model))
 
 
+@checked(check_schedule)
 class LongCatSampler(io.ComfyNode):
     """MODEL, positive, negative, LATENT -> LATENT."""
 
@@ -181,41 +150,14 @@ class LongCatSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the video should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show; ignored at cfg 1."),
                 io.Latent.Input("latent", tooltip="From LongCat Latent, or for refine from LongCat Refine Latent."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The noise that the video is made from.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=50,
-                    min=1,
-                    max=1000,
-                    tooltip="50; 16 for distill (at most 50). refine makes the last 5 of 50.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=4.0,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance scale: 4 for base and enhance_hf; 1 (off, twice as fast) for distill and refine.",
-                ),
-                io.Combo.Input("mode", options=list(schedule.MODES), default="base", tooltip=MODE_TOOLTIP),
+                seed_input("The noise that the video is made from.", control=True),
+                steps_input("50; 16 for distill (at most 50). refine makes the last 5 of 50."),
+                cfg_input("Guidance scale: 4 for base and enhance_hf; 1 (off, twice as fast) for distill and refine."),
+                mode_input(),
                 threshold_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The video, for LongCat Decode.")],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls, steps: int | None = None, mode: schedule.Mode | None = None, threshold: float | None = None
-    ) -> bool | str:
-        """Refuse a schedule that does not exist before anything runs."""
-        return check_inputs(cls, check_schedule, steps=steps, mode=mode, threshold=threshold)
 
     @classmethod
     def execute(
@@ -230,6 +172,5 @@ class LongCatSampler(io.ComfyNode):
         mode: schedule.Mode,
         threshold: float = schedule.DEFAULT_REFINE_THRESHOLD,
     ) -> io.NodeOutput:
-        """Check, then sample."""
-        check_when_run(cls, check_schedule, steps=steps, mode=mode, threshold=threshold, cfg=cfg, seed=seed)
+        """Sample."""
         return io.NodeOutput(sampled(model, positive, negative, latent, seed, steps, cfg, mode, threshold))

@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..longcat_core.frames import latents as condition
+from ..longcat_core.frames.drift import color_anchored, lightly_noised
 from ..longcat_core.frames.geometry import FRAMES_PER_SECOND
+from ..longcat_core.frames.latents import leading_clean_frames
+from ..longcat_core.frames.waiting import continued
 from ..longcat_core.segments.loop import Made
 from ..longcat_core.segments.plan import Segment
-from .latents import CUSTOM, starting_latent
+from .inputs import CUSTOM
+from .latents import starting_latent
 from .sampling import sampled
 from .text import encoded_prompt
 from .video import decoded
@@ -67,7 +70,7 @@ class Storyboard:
         """The LATENT that a segment starts from: empty, with the given frames, or with the end of the previous one."""
         s = self.settings
         if previous is not None:
-            return condition.continued(previous.samples, s.length, s.num_cond_frames)
+            return continued(previous.samples, s.length, s.num_cond_frames)
         return starting_latent(
             s.width,
             s.height,
@@ -82,15 +85,15 @@ class Storyboard:
         """Samples `[1, 16, T, H, W]` of a segment; its condition frames are exactly those that it was given."""
         s, latent = self.settings, self.begin(previous)
         self.prepare([segment])
-        n = condition.leading_clean_frames(latent.get("noise_mask"))
+        n = leading_clean_frames(latent.get("noise_mask"))
         given = latent["samples"][:, :, :n].clone()
         if n and s.condition_noise:
-            latent["samples"][:, :, :n] = condition.lightly_noised(given, s.condition_noise, segment.seed)
+            latent["samples"][:, :, :n] = lightly_noised(given, s.condition_noise, segment.seed)
         positive, negative = self.conditionings[segment.prompt], self.conditionings[s.negative]
         finished = sampled(self.model, positive, negative, latent, segment.seed, s.steps, s.cfg, segment.mode)
         samples = finished["samples"]
         if first is not None:
-            samples = condition.color_anchored(samples, first, s.color_anchor)
+            samples = color_anchored(samples, first, s.color_anchor)
         samples[:, :, :n] = given
         return samples
 

@@ -5,6 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..longcat_core.text import TEXT_TOKENS, clean_prompt
+from .inputs import clip_input
 
 UMT5 = "umt5xxl"
 
@@ -53,7 +54,7 @@ class LongCatTextEncode(io.ComfyNode):
                 "negative prompt longcat",
             ],
             inputs=[
-                io.Clip.Input("clip", tooltip="UMT5-XXL, from LongCat Loader or Load CLIP with type wan."),
+                clip_input(),
                 io.String.Input(
                     "text",
                     multiline=True,

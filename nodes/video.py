@@ -9,9 +9,10 @@ import nodes
 import torch
 from comfy_api.latest import io
 
-from ..longcat_core.frames import refine
-from ..longcat_core.frames.latents import DEFAULT_COND_FRAMES
-from .checks import check_latent, check_when_run, rgb
+from ..longcat_core.frames.given import DEFAULT_COND_FRAMES, rgb
+from ..longcat_core.frames.shown import shown
+from .checks import check_latent, checked
+from .inputs import vae_input
 
 TILING = ("auto", "always")
 TILE_PIXELS, TILE_OVERLAP_PIXELS = 512, 64
@@ -33,15 +34,14 @@ def decoded(vae: Any, latent: dict[str, Any], tiling: str = "auto") -> torch.Ten
         tiling: always, or auto: where the whole would not fit into memory.
 
     Raises:
-        ValueError: as `check_latent` and `refine.shown`.
+        ValueError: as `shown`.
     """
-    check_latent(latent["samples"])
     if tiling == "always" or needs_tiles(vae, latent["samples"]):
         tiles = (TILE_PIXELS, TILE_OVERLAP_PIXELS, TILE_FRAMES, TILE_OVERLAP_FRAMES)
         frames = nodes.VAEDecodeTiled().decode(vae, latent, *tiles)[0]
     else:
         frames = nodes.VAEDecode().decode(vae, latent)[0]
-    return refine.shown(frames, latent)
+    return shown(frames, latent)
 
 
 class LongCatDecode(io.ComfyNode):
@@ -59,7 +59,7 @@ class LongCatDecode(io.ComfyNode):
             "dropped.",
             search_aliases=["decode longcat", "latent to video", "latent to frames", "tiled decode"],
             inputs=[
-                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, from LongCat Loader or Load VAE."),
+                vae_input(),
                 io.Latent.Input("latent", tooltip="What the sampler made."),
                 io.Combo.Input(
                     "tiling",
@@ -77,7 +77,8 @@ class LongCatDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae: Any, latent: dict[str, Any], tiling: str = "auto") -> io.NodeOutput:
-        """Decode whole or in tiles."""
+        """Decode a finished video."""
+        check_latent(latent, "LongCat Decode")
         return io.NodeOutput(decoded(vae, latent, tiling))
 
 
@@ -102,6 +103,7 @@ def joined(source: torch.Tensor, continuation: torch.Tensor, overlap: int) -> to
     return torch.cat([source, new.to(source)], dim=0)
 
 
+@checked()
 class LongCatJoin(io.ComfyNode):
     """IMAGE, IMAGE -> IMAGE."""
 
@@ -133,5 +135,4 @@ class LongCatJoin(io.ComfyNode):
     @classmethod
     def execute(cls, source: torch.Tensor, continuation: torch.Tensor, overlap: int) -> io.NodeOutput:
         """Append what is new."""
-        check_when_run(cls, lambda: None, overlap=overlap)
         return io.NodeOutput(joined(source, continuation, overlap))

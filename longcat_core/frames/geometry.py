@@ -14,6 +14,16 @@ PIXEL_MULTIPLE = SPATIAL_SCALE * PATCH_SIZE[1]
 FRAMES_PER_SECOND = 15
 
 
+def ceil_div(size: int, step: int) -> int:
+    """How many steps cover a size."""
+    return -(-size // step)
+
+
+def up_to_multiple(size: int, step: int) -> int:
+    """The smallest multiple of a step that is not below a size."""
+    return ceil_div(size, step) * step
+
+
 class SizeGrid(NamedTuple):
     """The sizes `step * n + rest` that are possible, and how to say so."""
 
@@ -43,7 +53,7 @@ LENGTH_GRID = SizeGrid(TEMPORAL_SCALE, 1, f"{TEMPORAL_SCALE}n+1")
 
 def latent_frames(num_frames: int) -> int:
     """Latent frames that hold `num_frames` video frames: the first frame alone, then one for every four or fewer."""
-    return 1 + -(-(num_frames - 1) // TEMPORAL_SCALE)
+    return 1 + ceil_div(num_frames - 1, TEMPORAL_SCALE)
 
 
 def video_frames(num_latents: int) -> int:
@@ -78,7 +88,7 @@ class LatentShape(NamedTuple):
 
     def grid(self, patch_size: tuple[int, int, int] = PATCH_SIZE) -> TokenGrid:
         """Token grid after padding each axis up to a multiple of the patch."""
-        return TokenGrid(*(-(-size // patch) for size, patch in zip(self, patch_size, strict=True)))
+        return TokenGrid(*map(ceil_div, self, patch_size))
 
     def pixels(self) -> "PixelShape":
         """Pixel shape that the VAE decodes this latent to."""

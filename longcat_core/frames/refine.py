@@ -11,21 +11,19 @@ Source: meituan-longcat/LongCat-Video, `generate_refine` and `prepare_latents`.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from . import buckets
-from . import latents as condition
-from .geometry import TEMPORAL_SCALE, latent_frames, video_frames
+from .geometry import TEMPORAL_SCALE, ceil_div, latent_frames, up_to_multiple, video_frames
+from .shown import LATENT_MULTIPLE
 
 RefineMode = Literal["spatial+temporal", "spatial"]
 REFINE_MODES: tuple[RefineMode, ...] = get_args(RefineMode)
-LATENT_MULTIPLE = 4
 DEFAULT_REFINE_COND_FRAMES = 26  # twice what the reference continues videos with
-SHOWN_FRAMES = "longcat_shown_frames"
-"""The key of a LATENT that says which decoded frames are the video: the first, and how many."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class RefineFrames:
     @property
     def num_cond_latents(self) -> int:
         """Latents that the given frames fill, those repeated in front of them included."""
-        return up_to_multiple(latent_frames(self.num_cond_frames)) if self.num_cond_frames else 0
+        return up_to_multiple(latent_frames(self.num_cond_frames), LATENT_MULTIPLE) if self.num_cond_frames else 0
 
     @property
     def num_latents(self) -> int:
@@ -55,9 +53,9 @@ class RefineFrames:
         all but the last ones; here all have room.
         """
         if not self.num_cond_frames:
-            return up_to_multiple(latent_frames(self.num_frames))
-        num_noise_frames = self.num_frames - self.num_cond_frames
-        return self.num_cond_latents + up_to_multiple(-(-num_noise_frames // TEMPORAL_SCALE))
+            return up_to_multiple(latent_frames(self.num_frames), LATENT_MULTIPLE)
+        num_noise_latents = ceil_div(self.num_frames - self.num_cond_frames, TEMPORAL_SCALE)
+        return self.num_cond_latents + up_to_multiple(num_noise_latents, LATENT_MULTIPLE)
 
     @property
     def front(self) -> int:
@@ -75,11 +73,6 @@ class RefineFrames:
         return self.front, self.num_frames
 
 
-def up_to_multiple(num_latents: int) -> int:
-    """The next multiple of 4."""
-    return -(-num_latents // LATENT_MULTIPLE) * LATENT_MULTIPLE
-
-
 def refined_length(num_frames: int, mode: RefineMode) -> int:
     """Frames of the refined video: as many, or twice as many at twice the frame rate."""
     return 2 * num_frames if mode == "spatial+temporal" else num_frames
@@ -90,9 +83,9 @@ def upscaled(frames: Tensor, num_frames: int, height: int, width: int) -> Tensor
 
     The reference enlarges first and interpolates frames then, which is the same: the two are independent.
     """
-    video = frames.movedim(-1, 0).unsqueeze(0)
-    size = (num_frames, height, width)
-    return torch.nn.functional.interpolate(video, size=size, mode="trilinear", align_corners=True)[0].movedim(0, -1)
+    video, size = rearrange(frames, "f h w c -> 1 c f h w"), (num_frames, height, width)
+    larger = torch.nn.functional.interpolate(video, size=size, mode="trilinear", align_corners=True)
+    return rearrange(larger, "1 c f h w -> f h w c")
 
 
 def padded(frames: Tensor, front: int, back: int = 0) -> Tensor:
@@ -112,7 +105,7 @@ def check_frames(frames: Tensor, mode: RefineMode) -> None:
 
 
 def last_given(given: Tensor, num_cond_frames: int, target: buckets.Size) -> Tensor:
-    """The end of given frames `[F, H, W, 3]` at the size of the refined video; an image is a single one.
+    """The end of given frames `[F, H, W, 3]`, for a refined video of pixels `target`; an image is a single one.
 
     Raises:
         ValueError: they are fewer, or of quite another shape than the refined video.
@@ -130,23 +123,4 @@ def last_given(given: Tensor, num_cond_frames: int, target: buckets.Size) -> Ten
             f"{target.height}: shapes that differ this much are of different videos. Connect the segment that was "
             f"refined before this one, or crop the frames first."
         )
-    return condition.stretched(given[-num_cond_frames:], target)
-
-
-def shown(frames: Tensor, latent: dict[str, Any]) -> Tensor:
-    """Decoded frames `[F, H, W, C]` of a LATENT, videos of a batch one after the other, without those of the padding.
-
-    Raises:
-        ValueError: they are fewer than the LATENT says, because another node cut it.
-    """
-    if SHOWN_FRAMES not in latent:
-        return frames
-    first, count = latent[SHOWN_FRAMES]
-    videos = frames.unflatten(0, (latent["samples"].shape[0], -1))
-    if first + count > videos.shape[1]:
-        raise ValueError(
-            f"The latent was cut after LongCat Refine Latent: its video should be frames {first} to "
-            f"{first + count - 1}, but it has {videos.shape[1]}. Do not cut it, or decode it with VAE Decode, which "
-            f"leaves the padding in."
-        )
-    return videos[:, first : first + count].flatten(0, 1)
+    return given[-num_cond_frames:]

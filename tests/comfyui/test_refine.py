@@ -9,8 +9,9 @@ from torch import Tensor
 
 from longcat_core import schedule
 from longcat_core.frames import buckets
-from longcat_core.frames.latents import LATENT_FORMAT
-from longcat_core.frames.refine import SHOWN_FRAMES, RefineFrames
+from longcat_core.frames.comfyui import LATENT_FORMAT
+from longcat_core.frames.refine import RefineFrames
+from longcat_core.frames.shown import SHOWN_FRAMES
 from longcat_core.sparse.attention import BLOCK_SPARSE, BlockSparse
 
 Loaded = tuple[Any, Any, Any]

@@ -278,6 +278,7 @@ def test_threshold_of_refine(loaded: Loaded) -> None:
 def test_empty_latent_equals_cores() -> None:
     (ours,), (cores,) = node("LongCatLatent")(96, 64, 21, 2), node("EmptyHunyuanLatentVideo")(96, 64, 21, 2)
     assert torch.equal(ours.pop("samples"), cores.pop("samples"))
+    assert ours.pop("longcat_shown_frames") is None
     assert ours == cores
 
 

@@ -18,7 +18,7 @@ from toy.clips import HELD_OUT, draw, random_clips
 from toy.reader import Reading, read
 
 from longcat_core.frames.geometry import LatentShape
-from longcat_core.frames.latents import with_condition
+from longcat_core.frames.waiting import with_condition
 
 CHOSEN = HELD_OUT[:8]
 FRAMES, STEPS, CFG, SEED = 17, 8, 4.0, 0

@@ -23,8 +23,9 @@ from refine_inputs import refine_start
 from torch import Tensor
 
 from longcat_core import guidance, schedule
+from longcat_core.frames.comfyui import LATENT_FORMAT
 from longcat_core.frames.geometry import LatentShape
-from longcat_core.frames.latents import LATENT_FORMAT, with_condition
+from longcat_core.frames.waiting import with_condition
 
 
 def loop_sigmas(loop: str, args: dict) -> Tensor:

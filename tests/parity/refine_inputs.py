@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from longcat_core.frames.comfyui import LATENT_FORMAT
 from longcat_core.frames.geometry import SPATIAL_SCALE, TEMPORAL_SCALE, latent_frames
-from longcat_core.frames.latents import LATENT_FORMAT
 from longcat_core.frames.refine import RefineFrames, padded, refined_length, upscaled
 
 

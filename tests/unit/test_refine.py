@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from longcat_core.frames import refine
-from longcat_core.frames.geometry import video_frames
-from longcat_core.frames.refine import SHOWN_FRAMES, RefineFrames
+from longcat_core.frames import buckets, refine
+from longcat_core.frames.geometry import PixelShape, video_frames
+from longcat_core.frames.refine import RefineFrames
+from longcat_core.frames.shown import ALL_FRAMES, SHOWN_FRAMES, check_says_what_is_shown, is_padded, most_padding, shown
 from longcat_core.segments import plan
 
 
@@ -96,7 +97,67 @@ def test_a_segment_is_made_again_if_its_frames_or_those_before_change() -> None:
     assert [segment.seed for segment in plan.of_refinement(frames, parts, 2**64 - 1, {})] == [2**64 - 1, 0, 1]
 
 
+def refined_latent(plan: RefineFrames, num_latents: int, batch_size: int = 1) -> dict:
+    """A LATENT of zeros that says what `plan` says."""
+    return {"samples": torch.zeros(batch_size, 16, num_latents, 1, 1), SHOWN_FRAMES: plan.shown}
+
+
 def test_a_latent_without_padding_is_shown_whole() -> None:
-    frames = torch.rand(5, 2, 2, 3)
-    assert refine.shown(frames, {"samples": torch.zeros(1)}) is frames
-    assert torch.equal(refine.shown(frames, {"samples": torch.zeros(1), SHOWN_FRAMES: (1, 3)}), frames[1:4])
+    frames, samples = torch.rand(13, 2, 2, 3), torch.zeros(1, 16, 4, 1, 1)
+    assert shown(frames, {"samples": samples}) is frames
+    assert shown(frames, {"samples": samples, SHOWN_FRAMES: ALL_FRAMES}) is frames
+    assert torch.equal(shown(frames, {"samples": samples, SHOWN_FRAMES: (1, 3)}), frames[1:4])
+
+
+def test_every_video_of_a_batch_is_shown_without_its_padding() -> None:
+    plan = RefineFrames(14, 5)
+    videos = torch.rand(2, 29, 2, 2, 3)
+    found = shown(videos.flatten(0, 1), refined_latent(plan, 8, batch_size=2))
+    assert torch.equal(found, videos[:, plan.front : plan.front + 14].flatten(0, 1))
+
+
+def test_a_padded_latent_of_another_length_is_refused() -> None:
+    """Also where all frames of the video would still be there: which they are is not known any more."""
+    for num_frames in range(1, 60):
+        plan = RefineFrames(num_frames)
+        for num_latents in range(1, 20):
+            latent = refined_latent(plan, num_latents)
+            frames = torch.zeros(video_frames(num_latents), 1, 1, 3)
+            if num_latents == plan.num_latents:
+                assert len(shown(frames, latent)) == num_frames
+            else:
+                said = "cut" if num_latents < plan.num_latents else "lengthened"
+                with pytest.raises(ValueError, match=f"was {said} after LongCat Refine Latent"):
+                    shown(frames, latent)
+
+
+def test_padding_is_what_the_latent_says() -> None:
+    assert is_padded(refined_latent(RefineFrames(10), 4))
+    assert not is_padded(refined_latent(RefineFrames(13), 4))
+    assert not is_padded({"samples": torch.zeros(1, 16, 4, 1, 1), SHOWN_FRAMES: ALL_FRAMES})
+    assert not is_padded({"samples": torch.zeros(1, 16, 4, 1, 1)})
+
+
+@pytest.mark.parametrize("size", buckets.BUCKETS[buckets.REFINED])
+def test_a_latent_with_the_look_of_a_refined_one_must_say_what_is_padding(size: buckets.Size) -> None:
+    samples = torch.zeros(1, 1, 24, *PixelShape(93, *size).latent()[1:])
+    with pytest.raises(ValueError, match=f"24 latent frames of {size.width} x {size.height} pixels, but does not say"):
+        check_says_what_is_shown({"samples": samples}, "LongCat Decode")
+    check_says_what_is_shown({"samples": samples, SHOWN_FRAMES: ALL_FRAMES}, "LongCat Decode")
+    check_says_what_is_shown({"samples": samples[:, :, 1:]}, "LongCat Decode")
+
+
+def test_at_other_sizes_the_log_says_what_may_be_padding(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for num_latents in (3, 4, 5):
+        check_says_what_is_shown({"samples": torch.zeros(1, 16, num_latents, 8, 8)}, "LongCat Decode")
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "LongCat Decode: the latent does not say which of its 13 frames are the video"
+    )
+    assert "up to 15 at the beginning and at the end" in record.getMessage()
+
+
+def test_no_end_has_more_padding_than_is_said() -> None:
+    plans = [RefineFrames(num_frames, given) for num_frames in range(1, 80) for given in range(num_frames)]
+    assert max(max(plan.front, plan.back) for plan in plans) == most_padding()

@@ -14,7 +14,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from longcat_core.frames.latents import LATENT_FORMAT, color_anchored, lightly_noised
+from longcat_core.frames.comfyui import LATENT_FORMAT
+from longcat_core.frames.drift import color_anchored, lightly_noised
 from longcat_core.segments.files import METADATA, SegmentFiles, completed
 from longcat_core.segments.plan import MAX_SEED, Segment, of_storyboard, prompt_list, prompts_of_segments
 
