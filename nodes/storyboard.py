@@ -14,6 +14,7 @@ from ..longcat_core.segments.fingerprint import frames_digest
 from ..longcat_core.segments.loop import make_video
 from .checks import checked
 from .inputs import (
+    CUSTOM,
     SIZES,
     cfg_input,
     check_continuation,

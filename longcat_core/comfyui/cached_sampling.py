@@ -9,8 +9,8 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..frames.latents import leading_clean_frames
 from ..frames.geometry import LatentShape
+from ..frames.latents import leading_clean_frames
 from ..network.kv_cache import KVCache
 from ..network.stores import CacheSize, Placement
 from .run import Run

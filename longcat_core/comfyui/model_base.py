@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..frames.geometry import LatentShape
-from ..frames.latents import leading_clean_frames, leading_window_frames
+from ..frames.latents import leading_window_frames
 from ..network.dit import LongCatVideoTransformer
 from ..network.spans import activation_bytes
 from ..text import fixed_length
