@@ -17,8 +17,7 @@ import comfy.supported_models_base
 import torch
 
 from .. import schedule
-from ..weights import dit as dit_weights
-from ..weights import layouts
+from ..weights import judge, layouts
 from . import lora_adapter as lora
 from .model_base import LongCatVideoModel
 
@@ -59,7 +58,7 @@ class LongCatVideo(comfy.supported_models_base.BASE):
         Raises:
             ValueError: a small tensor holds a number that is not finite.
         """
-        return dit_weights.read_weights(state_dict)
+        return judge.read_weights(state_dict)
 
     def process_unet_state_dict_for_saving(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint with the names of the released files or, if q, k and v are apart, of the single files."""
@@ -75,7 +74,7 @@ def detect(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | 
         ValueError: it is one, but damaged, incomplete or LongCat-Video-Avatar.
     """
     tensors = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
-    config = dit_weights.read_config(tensors)
+    config = judge.read_config(tensors)
     return None if config is None else {"image_model": IMAGE_MODEL, **config}
 
 

@@ -8,13 +8,12 @@ Source of the mathematics: meituan-longcat/LongCat-Video, `LoRAModule` and `LoRA
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.weight_adapter
 import torch
-from comfy.patcher_extension import PatcherInjection
 from torch import Tensor
 
 from ..lora import names as lora_names
@@ -26,7 +25,6 @@ FAMILY_LAYER = "diffusion_model.y_embedder.y_proj.0"
 LAST_LAYER = "diffusion_model.final_layer.linear"
 # Left among the names that core collects while it reads one file, which hold nothing else that lasts as long.
 IS_LONGCAT = "longcat_video"
-BYPASS = "bypass_lora"
 
 
 class Change(NamedTuple):
@@ -213,46 +211,6 @@ def report(lora: Mapping[str, Tensor], matched: set[str]) -> None:
             "made for another model: remove it, or choose one for LongCat-Video."
         )
     logging.info("LongCat-Video LoRA: %d of %d keys matched", num_matched, len(concerned))
-
-
-class Stacked(PatcherInjection):
-    """Injections one upon the other: taken out in the reverse order of putting in."""
-
-    def __init__(self, parts: Sequence[PatcherInjection]) -> None:
-        super().__init__(self.put_in, self.take_out)
-        self.parts = parts
-
-    def put_in(self, patcher: Any) -> None:
-        """Inject all."""
-        for part in self.parts:
-            part.inject(patcher)
-
-    def take_out(self, patcher: Any) -> None:
-        """Eject all."""
-        for part in reversed(self.parts):
-            part.eject(patcher)
-
-
-def stack_bypassed(patcher: Any) -> None:
-    """Bring back the bypassed LoRAs that another one behind them has displaced.
-
-    Core keeps injections by kind, so that of several bypassed LoRAs in a row only the last one is left; the patchers
-    that it cloned still have theirs.
-    """
-    stack: list[PatcherInjection] = []
-    ancestor = patcher
-    while ancestor is not None:
-        stack = [part for part in bypassed(ancestor) if part not in stack] + stack
-        ancestor = ancestor.parent
-    if len(stack) > len(bypassed(patcher)):
-        patcher.eject_model()
-        patcher.set_injections(BYPASS, [Stacked(stack)])
-        patcher.inject_model()
-
-
-def bypassed(patcher: Any) -> list[PatcherInjection]:
-    """The injections of a patcher's bypassed LoRAs, one by one."""
-    return [part for each in patcher.get_injections(BYPASS) or () for part in getattr(each, "parts", [each])]
 
 
 def register() -> None:

@@ -16,7 +16,7 @@ from ..frames.latents import leading_window_frames
 from ..network.dit import LongCatVideoTransformer
 from ..network.spans import activation_bytes
 from ..text import fixed_length
-from .lora_adapter import stack_bypassed
+from .bypass import stack_bypassed
 from .run import Run
 
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from ..lora import names as lora_names
-from . import dit as dit_weights
-from . import layouts, quantization
+from . import judge, layouts, quantization
 from . import vae_umt5 as weights
 from .safetensors_file import Reader, TensorType
 from .values import REDOWNLOAD, Change, Difference, Held, Joined, Plain, Quantised, Scaled, Stored, Values, ranges
@@ -105,7 +104,7 @@ class DitSource:
         self.reader = reader
         bare = _without_prefix(reader.tensors)
         layout = layouts.which_layout(bare.keys())
-        config = dit_weights.read_config(_stand_ins({name: reader.tensors[bare[name]] for name in bare}))
+        config = judge.read_config(_stand_ins({name: reader.tensors[bare[name]] for name in bare}))
         assert layout is not None, "kind_of found a DiT"
         assert config is not None, "kind_of found a DiT"
         self.config = config

@@ -18,8 +18,7 @@ from inprocess import node, sample
 from tiny.network import randomize
 from torch import Tensor
 
-from longcat_core.weights import dit as dit_weights
-from longcat_core.weights import layouts, quantization
+from longcat_core.weights import judge, layouts, quantization
 
 StateDict = dict[str, Tensor]
 RELEASED: dict[str, Any] = {
@@ -138,7 +137,7 @@ def test_released_sizes_are_recognised(kind: str) -> None:
     else:
         tensors = released_quantised(kind)
         assert len(tensors) == NUM_TENSORS[kind]
-    config = dit_weights.read_config(tensors)
+    config = judge.read_config(tensors)
     assert config is not None
     split, foreign = config.pop("split_projections"), config.pop("quantised")
     assert config == RELEASED
@@ -211,7 +210,7 @@ def test_a_scale_that_is_lost_or_does_not_fit_is_named(official: StateDict, kind
 def test_large_tensors_that_are_not_finite_are_noticed_when_sampling_ends(
     loaded: tuple, prompts: tuple, empty_latent: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dit_weights, "CHECKED_SIZE", 100)
+    monkeypatch.setattr(judge, "CHECKED_SIZE", 100)
     weights = {name: tensor.clone() for name, tensor in loaded[0].model.diffusion_model.state_dict().items()}
     weights["blocks.1.ffn.w3.weight"][3, 5] = float("nan")
     model = load_file(weights)
@@ -254,7 +253,7 @@ def test_scaled_fp8_is_brought_to_core_s_form(official: StateDict) -> None:
             weights[name.replace("scale_weight", "scale_input")] = torch.tensor(0.25)
     by_core, _ = comfy.utils.convert_old_quants(dict(weights))
     del weights["scaled_fp8"]
-    expected, found = dit_weights.read_weights(by_core), dit_weights.read_weights(weights)
+    expected, found = judge.read_weights(by_core), judge.read_weights(weights)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)

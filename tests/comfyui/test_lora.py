@@ -18,7 +18,8 @@ from goldens import ROOT, Case, assert_fp32, cases
 from inprocess import node, sample
 from torch import Tensor
 
-from longcat_core.comfyui.lora_adapter import LongCatLoRA, stack_bypassed
+from longcat_core.comfyui.bypass import stack_bypassed
+from longcat_core.comfyui.lora_adapter import LongCatLoRA
 from longcat_core.weights import layouts
 
 NODES = {"merged": "LoraLoaderModelOnly", "bypassed": "LoraLoaderBypassModelOnly"}

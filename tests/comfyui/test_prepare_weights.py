@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longcat_core.comfyui import load as checkpoint
-from longcat_core.weights import layouts, safetensors_file
+from longcat_core.weights import judge, layouts, safetensors_file, safetensors_writer
 from longcat_core.weights import vae_umt5 as weights
 from longcat_core.weights.quantization import FP8, INT8, NVFP4
 
@@ -197,14 +197,12 @@ QUANTISED: dict[str, tuple[Callable[[Mapping[str, Tensor]], StateDict], str, boo
 
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_quantised_weights_keep_their_format(official: StateDict, tmp_path: Path, kind: str) -> None:
-    from longcat_core.weights import dit as dit_weights
-
     make, dtype, _ = QUANTISED[kind]
     source = tmp_path / "m.safetensors"
     save_file(make(official), source)
     assert prepare(source, tmp_path, dtype, validate=True) == 0
     written = load_file(tmp_path / "diffusion_models" / f"m_{dtype}.safetensors")
-    expected = dit_weights.read_weights(make(official))
+    expected = judge.read_weights(make(official))
     assert same(
         written,
         {name: tensor.to(torch.bfloat16) if is_plain(name, expected) else tensor for name, tensor in expected.items()},
@@ -553,7 +551,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     large: Path, converted: tuple[Path, subprocess.CompletedProcess], tmp_path: Path, report: list[str]
 ) -> None:
     file = tmp_path / "diffusion_models" / "longcat_video_fp8.safetensors"
-    journal = safetensors_file.journal_of(file)
+    journal = safetensors_writer.journal_of(file)
     kill_when(lambda: journal.is_file() and b"." in journal.read_bytes(), large, tmp_path)
     assert not file.exists()
     again = run(large, tmp_path, "--dtype", "fp8")
@@ -587,14 +585,14 @@ def written_mb(done: subprocess.CompletedProcess) -> float:
 def test_files_that_a_stopped_run_finished_are_not_written_again(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    dest, write = tmp_path / "dest", safetensors_file.write
+    dest, write = tmp_path / "dest", safetensors_writer.write
 
     def stopped(path: Path, *arguments: Any) -> None:
         if path.parent.name == "vae":
             raise KeyboardInterrupt
         write(path, *arguments)
 
-    monkeypatch.setattr(safetensors_file, "write", stopped)
+    monkeypatch.setattr(safetensors_writer, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare(tiny_model, dest)
     assert len([name for name in files_of(dest) if name.endswith(".safetensors")]) == 2

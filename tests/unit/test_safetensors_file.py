@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longcat_core.weights import safetensors_file as files
-from longcat_core.weights.safetensors_file import Plan, Reader, TensorType
+from longcat_core.weights import safetensors_file, safetensors_writer
+from longcat_core.weights.safetensors_file import Reader, TensorType
+from longcat_core.weights.safetensors_writer import Plan
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "matrix": (5, 3),
@@ -53,7 +54,7 @@ def tensors() -> dict[str, torch.Tensor]:
     """A tensor of each dtype that is written and each shape."""
     return {
         f"{name}.{shape}": numbers(dtype, size, seed)
-        for seed, (name, dtype) in enumerate(files.DTYPES.items())
+        for seed, (name, dtype) in enumerate(safetensors_file.DTYPES.items())
         for shape, size in SHAPES.items()
     }
 
@@ -122,10 +123,10 @@ DAMAGE: dict[str, tuple[Any, bytes, str]] = {
 def test_damage_is_named(tmp_path: Path, header: Any, data: bytes, said: str) -> None:
     path = file_of(tmp_path / "x.safetensors", header, data)
     with pytest.raises(ValueError, match=said) as caught:
-        files.read_header(path)
+        safetensors_file.read_header(path)
     message = str(caught.value)
     assert str(path) in message
-    assert files.ADVICE in message
+    assert safetensors_file.ADVICE in message
     assert "\n" not in message
     assert len(message) < 600
 
@@ -146,23 +147,23 @@ def test_files_without_a_header(tmp_path: Path, content: bytes, said: str) -> No
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=said):
-        files.read_header(path)
+        safetensors_file.read_header(path)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(ValueError, match="missing or no file"):
-            files.read_header(path)
+            safetensors_file.read_header(path)
 
 
 def test_every_cut_is_noticed(tmp_path: Path) -> None:
     path = file_of(tmp_path / "whole", GOOD)
-    files.read_header(path)
+    safetensors_file.read_header(path)
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="damaged, incomplete"):
-            files.read_header(path)
+            safetensors_file.read_header(path)
 
 
 def test_reads_what_the_library_writes(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -210,21 +211,21 @@ def test_bytes_are_those_of_the_library(tmp_path: Path, tensors: dict[str, torch
     save_file(tensors, tmp_path / "theirs", {"format": "pt"})
     progress: list[int] = []
     plan = plan_of(tensors)
-    files.write(tmp_path / "ours", plan, progress.append)
+    safetensors_writer.write(tmp_path / "ours", plan, progress.append)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert (tmp_path / "ours").stat().st_size == plan.nbytes
     assert sum(progress) == sum(tensor.nbytes for tensor in tensors.values())
     assert all(same(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "ours").items())
 
 
-@pytest.mark.parametrize(("sync_bytes", "expected"), [(1, 20), (100, 11), (files.SYNC_BYTES, 0)])
+@pytest.mark.parametrize(("sync_bytes", "expected"), [(1, 20), (100, 11), (safetensors_writer.SYNC_BYTES, 0)])
 def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync_bytes: int, expected: int
 ) -> None:
     """Stopped before every row of every tensor, and continued from the last tensor that is safe."""
-    monkeypatch.setattr(files, "SYNC_BYTES", sync_bytes)
+    monkeypatch.setattr(safetensors_writer, "SYNC_BYTES", sync_bytes)
     tensors = {f"{i}": numbers(torch.float32 if i % 2 else torch.int8, (i + 1, 7), i) for i in range(6)}
-    files.write(tmp_path / "whole", plan_of(tensors), ignore)
+    safetensors_writer.write(tmp_path / "whole", plan_of(tensors), ignore)
     whole = (tmp_path / "whole").read_bytes()
     num_resumed = 0
     for stopped, tensor in tensors.items():
@@ -232,12 +233,12 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
             path = tmp_path / f"{stopped}.{row}"
             targets = [Rows(name, other, row if name == stopped else None) for name, other in tensors.items()]
             with pytest.raises(KeyboardInterrupt):
-                files.write(path, Plan(targets, ""), ignore)
+                safetensors_writer.write(path, Plan(targets, ""), ignore)
             assert not path.exists()
-            assert not files.is_finished(path, plan_of(tensors))
+            assert not safetensors_writer.is_finished(path, plan_of(tensors))
             progress: list[int] = []
-            done = files.bytes_done(path, plan_of(tensors))
-            files.write(path, plan_of(tensors), progress.append)
+            done = safetensors_writer.bytes_done(path, plan_of(tensors))
+            safetensors_writer.write(path, plan_of(tensors), progress.append)
             assert progress[0] == done
             assert sum(progress) == sum(tensor.nbytes for tensor in tensors.values())
             assert path.read_bytes() == whole
@@ -247,26 +248,26 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
 
 def test_a_finished_file_is_known_until_it_is_forgotten(tmp_path: Path) -> None:
     plan, path = plan_of({"a": torch.ones(3)}), tmp_path / "x"
-    files.write(path, plan, ignore)
-    assert files.is_finished(path, plan)
-    assert not files.is_finished(path, plan_of({"a": torch.ones(3)}, "other sources"))
-    assert not files.is_finished(path, plan_of({"b": torch.ones(3)}))
-    files.forget(path)
-    files.forget(path)
-    assert not files.is_finished(path, plan)
+    safetensors_writer.write(path, plan, ignore)
+    assert safetensors_writer.is_finished(path, plan)
+    assert not safetensors_writer.is_finished(path, plan_of({"a": torch.ones(3)}, "other sources"))
+    assert not safetensors_writer.is_finished(path, plan_of({"b": torch.ones(3)}))
+    safetensors_writer.forget(path)
+    safetensors_writer.forget(path)
+    assert not safetensors_writer.is_finished(path, plan)
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
 
 def test_another_plan_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "SYNC_BYTES", 1)
+    monkeypatch.setattr(safetensors_writer, "SYNC_BYTES", 1)
     old = {"a": torch.zeros(4, 2), "b": torch.zeros(4, 2)}
     new = {"a": torch.ones(4, 2), "b": torch.ones(4, 2)}
     path = tmp_path / "x"
     with pytest.raises(KeyboardInterrupt):
-        files.write(path, Plan([Rows("a", old["a"]), Rows("b", old["b"], 2)], "old"), ignore)
-    assert files.bytes_done(path, plan_of(old, "old")) == old["a"].nbytes
-    assert files.bytes_done(path, plan_of(new, "new")) == 0
-    files.write(path, plan_of(new, "new"), ignore)
+        safetensors_writer.write(path, Plan([Rows("a", old["a"]), Rows("b", old["b"], 2)], "old"), ignore)
+    assert safetensors_writer.bytes_done(path, plan_of(old, "old")) == old["a"].nbytes
+    assert safetensors_writer.bytes_done(path, plan_of(new, "new")) == 0
+    safetensors_writer.write(path, plan_of(new, "new"), ignore)
     assert all(same(tensor, new[name]) for name, tensor in load_file(path).items())
 
 
@@ -277,16 +278,16 @@ def test_a_failing_source_leaves_nothing(tmp_path: Path) -> None:
             raise ValueError("a has numbers that are not finite")
 
     with pytest.raises(ValueError, match=r"x was not written: a has numbers"):
-        files.write(tmp_path / "x", Plan([Bad("a", torch.ones(3))], ""), ignore)
+        safetensors_writer.write(tmp_path / "x", Plan([Bad("a", torch.ones(3))], ""), ignore)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs hardware: a system with /dev/full")
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    files.part_of(path).symlink_to("/dev/full")
+    safetensors_writer.part_of(path).symlink_to("/dev/full")
     with pytest.raises(ValueError, match="disk is full") as caught:
-        files.write(path, plan_of({"a": torch.ones(3)}), ignore)
+        safetensors_writer.write(path, plan_of({"a": torch.ones(3)}), ignore)
     assert str(path) in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -297,21 +298,21 @@ def test_a_failing_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.EIO, "Input/output error")
 
     failing: dict[str, Callable[[], None]] = {
-        "data": lambda: monkeypatch.setattr(files, "_write_target", fail),
+        "data": lambda: monkeypatch.setattr(safetensors_writer, "_write_target", fail),
         "header": lambda: monkeypatch.setattr(Path, "write_bytes", fail),
         "fsync": lambda: monkeypatch.setattr(os, "fsync", fail),
         "replace": lambda: monkeypatch.setattr(Path, "replace", fail),
     }
     failing[place]()
     with pytest.raises(ValueError, match=r"could not be written: .*Input/output error"):
-        files.write(tmp_path / "x", plan_of({"a": torch.ones(3)}), ignore)
+        safetensors_writer.write(tmp_path / "x", plan_of({"a": torch.ones(3)}), ignore)
     assert not list(tmp_path.iterdir())
 
 
 def test_small_files_are_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "folder" / "config.json"
-    files.write_small(path, b"{}")
-    files.write_small(path, b"[]")
+    safetensors_writer.write_small(path, b"{}")
+    safetensors_writer.write_small(path, b"[]")
     assert path.read_bytes() == b"[]"
 
     def fail(*_: Any) -> None:
@@ -319,6 +320,6 @@ def test_small_files_are_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(ValueError, match="disk is full"):
-        files.write_small(path, b"{}")
+        safetensors_writer.write_small(path, b"{}")
     assert path.read_bytes() == b"[]"
     assert list(path.parent.iterdir()) == [path]
