@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from ..longcat_core.comfyui import family as detection
+from ..longcat_core.comfyui import family
 from .acceleration import LongCatBlockSparseAttention, LongCatKVCache
 from .latents import LongCatContinueLatent, LongCatLatent
 from .loaders import MODELS_FOLDER, LongCatLoader
@@ -39,7 +39,7 @@ class LongCatExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         """Make ComfyUI's own loaders and samplers know the model, and give its folders a place."""
-        detection.register()
+        family.register()
         folder_paths.add_model_folder_path(MODELS_FOLDER, str(Path(folder_paths.models_dir) / MODELS_FOLDER))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

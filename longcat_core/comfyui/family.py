@@ -17,12 +17,17 @@ import comfy.supported_models_base
 import torch
 
 from .. import schedule
+from ..network.dit import MLP_RATIO, ffn_hidden_size
 from ..weights import judge, layouts
-from . import lora_adapter as lora
+from ..weights.folder import CONFIG, check_sizes, setting
+from ..weights.stored import InMemory, json_object
+from . import lora_adapter
 from .model_base import LongCatVideoModel
 
 IMAGE_MODEL = "longcat_video"
 SCHEDULER = "longcat"
+CONFIG_METADATA = "longcat_config"
+"""Where a file's metadata may hold its config.json, and where a folder's is put: core hands metadata to detectors."""
 Detector = Callable[..., dict[str, Any] | None]
 
 
@@ -39,8 +44,6 @@ class LongCatVideo(comfy.supported_models_base.BASE):
 
     def __init__(self, unet_config: dict[str, Any]) -> None:
         super().__init__(unet_config)
-        if self.unet_config.pop("quantised", False):
-            self.quant_config = {"mixed_ops": True}
         # Core's own estimate for Wan, which has the same latent, patch and block structure.
         self.memory_usage_factor = unet_config.get("hidden_size", 4096) / 2222
 
@@ -67,27 +70,100 @@ class LongCatVideo(comfy.supported_models_base.BASE):
         return super().process_unet_state_dict_for_saving(named)
 
 
-def detect(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None:
+class ForeignLongCatVideo(LongCatVideo):
+    """The family in a quantised form that ComfyUI does not know, of which core has to be told before it is brought to
+    ComfyUI's own."""
+
+    quant_config: ClassVar[dict[str, Any]] = {"mixed_ops": True}
+
+    @classmethod
+    def matches(
+        cls, unet_config: dict[str, Any], state_dict: Mapping[str, Any] | None = None, unet_key_prefix: str = ""
+    ) -> bool:
+        """Whether core's detector found the family, and the tensors are in such a form."""
+        is_family = super().matches(unet_config, state_dict, unet_key_prefix)
+        return is_family and judge.is_foreign(without_prefix(state_dict or {}, unet_key_prefix))
+
+
+FAMILIES = (ForeignLongCatVideo, LongCatVideo)
+"""In the order in which core is to try them."""
+
+
+def without_prefix(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The tensors whose names have a prefix, by their names without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
+def detect(
+    state_dict: Mapping[str, Any], prefix: str = "", metadata: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
     """Constructor arguments of a LongCat-Video DiT from its tensors, or None if they are anything else's.
 
+    Args:
+        state_dict: all tensors of a file.
+        prefix: of those that count.
+        metadata: words beside them; a config among them has to agree with the tensors.
+
     Raises:
-        ValueError: it is one, but damaged, incomplete or LongCat-Video-Avatar.
+        ValueError: it is one, but damaged, incomplete or LongCat-Video-Avatar, or its config is of another.
     """
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
-    config = judge.read_config(tensors)
-    return None if config is None else {"image_model": IMAGE_MODEL, **config}
+    config = judge.read_config(InMemory(without_prefix(state_dict, prefix)).tensors)
+    if config is None:
+        return None
+    named = named_config(metadata)
+    return {"image_model": IMAGE_MODEL, **config, **({} if named is None else settings_of(named, config))}
+
+
+def named_config(metadata: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """The config that metadata hold, None if they hold none.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    text = (metadata or {}).get(CONFIG_METADATA)
+    return None if text is None else json_object(CONFIG_METADATA, text)
+
+
+def settings_of(named: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says that the tensors do not show.
+
+    Args:
+        named: the config.
+        config: constructor arguments read from the tensors.
+
+    Raises:
+        ValueError: the two are of different models, or a setting is of a wrong kind.
+    """
+    zero_pad = setting(CONFIG, named, "text_tokens_zero_pad", bool, "true or false", True)
+    mlp_ratio = setting(CONFIG, named, "mlp_ratio", int | float, "a number", MLP_RATIO)
+    check_sizes({**named, "ffn_hidden_size": ffn_hidden_size(config["hidden_size"], mlp_ratio)}, config)
+    return {"text_tokens_zero_pad": zero_pad}
 
 
 def core_then_longcat(core_detect: Detector) -> Detector:
-    """Core's detector, followed by ours where core found nothing."""
+    """Core's detector, followed by ours where core found nothing. A config of ours makes any other finding an error."""
 
     @functools.wraps(core_detect)
     def detect_unet_config(state_dict: dict, key_prefix: str, metadata: dict | None = None) -> dict[str, Any] | None:
         found = core_detect(state_dict, key_prefix, metadata=metadata)
-        return found if found is not None else detect(state_dict, key_prefix)
+        found = found if found is not None else detect(state_dict, key_prefix, metadata)
+        if CONFIG_METADATA in (metadata or {}):
+            check_family(found)
+        return found
 
     detect_unet_config.longcat_video = True  # type: ignore[attr-defined] # a mark on a function
     return detect_unet_config
+
+
+def check_family(found: Mapping[str, Any] | None) -> None:
+    """Raise ValueError unless a detector found LongCat-Video."""
+    kind = (found or {}).get("image_model")
+    if kind != IMAGE_MODEL:
+        what = f"a model of type '{kind}'" if kind else "tensors of another model"
+        raise ValueError(
+            f"it holds {what}, not LongCat-Video. Choose a folder with LongCat-Video weights; "
+            f"other models load with the node Load Diffusion Model."
+        )
 
 
 def flow_shift(model_sampling: Any) -> float:
@@ -116,8 +192,8 @@ def register() -> None:
     if not getattr(comfy.model_detection.detect_unet_config, "longcat_video", False):
         comfy.model_detection.detect_unet_config = core_then_longcat(comfy.model_detection.detect_unet_config)
     if not any(family.unet_config == LongCatVideo.unet_config for family in comfy.supported_models.models):
-        comfy.supported_models.models.append(LongCatVideo)
+        comfy.supported_models.models.extend(FAMILIES)
     if SCHEDULER not in comfy.samplers.SCHEDULER_HANDLERS:
         comfy.samplers.SCHEDULER_HANDLERS[SCHEDULER] = comfy.samplers.SchedulerHandler(longcat_scheduler)
         comfy.samplers.SCHEDULER_NAMES.append(SCHEDULER)
-    lora.register()
+    lora_adapter.register()

@@ -10,43 +10,30 @@ Files, names and sizes are checked on the way, so that a wrong or damaged folder
 """
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import comfy.model_detection
 import comfy.sd
 import comfy.supported_models_base
 import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
 import comfy.utils
 
-from ..network.dit import MLP_RATIO, ffn_hidden_size
 from ..schedule import DEFAULT_SHIFT
 from ..weights.folder import CONFIG, check_names, check_sizes, read_json, setting, weight_files
 from ..weights.safetensors_file import read_header
 from ..weights.vae_umt5 import StateDict, umt5_from_transformers, umt5_keys, vae_from_diffusers
-from . import family as detection
+from .family import CONFIG_METADATA
 from .tokenizer import read_tokenizer
 
 DITS = ("dit", "transformer")
 TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER = "text_encoder", "tokenizer", "vae", "scheduler"
-DIT_SIZES = (
-    "in_channels",
-    "out_channels",
-    "hidden_size",
-    "depth",
-    "num_heads",
-    "caption_channels",
-    "adaln_tembed_dim",
-    "frequency_embedding_size",
-    "patch_size",
-    "ffn_hidden_size",
-)
 TEXT_SIZES = ("d_ff", "d_kv", "d_model", "num_heads", "num_layers", "vocab_size")
 
 
-def read_weights(component: Path) -> StateDict:
+def read_tensors(component: Path) -> StateDict:
     """All tensors of a component.
 
     Raises:
@@ -87,20 +74,15 @@ def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_
         ValueError: damaged or missing files, a model other than LongCat-Video, config and tensors disagree.
     """
     component = dit_folder(folder)
-    config = read_json(component / CONFIG)
-    zero_pad = setting(component / CONFIG, config, "text_tokens_zero_pad", bool, "true or false", True)
-    mlp_ratio = setting(component / CONFIG, config, "mlp_ratio", int | float, "a number", MLP_RATIO)
-    shift = read_shift(folder)
-    weights = read_weights(component)
-    sizes = detect_dit(component, weights)
-    named = {**config, "ffn_hidden_size": ffn_hidden_size(sizes["hidden_size"], mlp_ratio)}
-    check_sizes(component, named, {name: sizes[name] for name in DIT_SIZES})
-
+    config, shift = read_json(component / CONFIG), read_shift(folder)
+    weights = read_tensors(component)
     with naming(component):
         patcher = comfy.sd.load_diffusion_model_state_dict(
-            weights, model_options=model_options or {}, disable_dynamic=disable_dynamic
+            weights,
+            model_options=model_options or {},
+            metadata={CONFIG_METADATA: json.dumps(config)},
+            disable_dynamic=disable_dynamic,
         )
-    patcher.model.diffusion_model.text_tokens_zero_pad = zero_pad
     patcher.model.model_sampling.set_parameters(shift=shift, multiplier=1000)
     patcher.cached_patcher_init = (load_dit, (folder, model_options))
     return patcher
@@ -113,23 +95,6 @@ def naming(component: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{component}: {error}") from error
-
-
-def detect_dit(component: Path, weights: StateDict) -> dict[str, Any]:
-    """Sizes of the LongCat-Video DiT made of `weights`.
-
-    Raises:
-        ValueError: the tensors are another model's; names it if ComfyUI knows it.
-    """
-    with naming(component):
-        sizes = comfy.model_detection.detect_unet_config(weights, "") or {}
-    if sizes.get("image_model") != detection.IMAGE_MODEL:
-        what = f"a model of type '{sizes['image_model']}'" if "image_model" in sizes else "tensors of another model"
-        raise ValueError(
-            f"{component} holds {what}, not LongCat-Video. Choose a folder with LongCat-Video weights; "
-            f"other models load with the node Load Diffusion Model."
-        )
-    return sizes
 
 
 def read_shift(folder: Path) -> float:
@@ -155,13 +120,14 @@ def load_vae(folder: Path) -> Any:
     """
     component = folder / VAE
     config = read_json(component / CONFIG)
-    weights = read_weights(component)
+    weights = read_tensors(component)
     try:
         weights = vae_from_diffusers(weights)
     except ValueError as error:
         raise ValueError(f"{component} is not a Wan 2.1 VAE as diffusers writes it: {error}") from error
     sizes = {"base_dim": weights["decoder.head.0.gamma"].shape[0], "z_dim": weights["conv2.weight"].shape[0]}
-    check_sizes(component, config, sizes)
+    with naming(component):
+        check_sizes(config, sizes)
     vae = comfy.sd.VAE(sd=weights)
     vae.throw_exception_if_invalid()
     vae.patcher.cached_patcher_init = (vae_patcher, (folder,))
@@ -182,7 +148,7 @@ def load_text_encoder(folder: Path, disable_dynamic: bool = False) -> Any:
     component = folder / TEXT_ENCODER
     tokenizer_data = read_tokenizer(folder / TOKENIZER)
     config = read_json(component / CONFIG)
-    weights = umt5_from_transformers(read_weights(component))
+    weights = umt5_from_transformers(read_tensors(component))
     sizes = text_encoder_sizes(component, config, weights)
 
     target = comfy.supported_models_base.ClipTarget(
@@ -226,15 +192,13 @@ def text_encoder_sizes(component: Path, config: Mapping[str, Any], weights: Stat
     sizes = {name: config[name] for name in TEXT_SIZES}
     check_names(component, weights, umt5_keys(sizes["num_layers"]))
     first = "encoder.block.0.layer"
-    check_sizes(
-        component,
-        sizes,
-        {
-            "vocab_size": weights["shared.weight"].shape[0],
-            "d_model": weights["shared.weight"].shape[1],
-            "d_ff": weights[f"{first}.1.DenseReluDense.wi_0.weight"].shape[0],
-            "d_kv": weights[f"{first}.0.SelfAttention.q.weight"].shape[0] // sizes["num_heads"],
-            "num_heads": weights[f"{first}.0.SelfAttention.relative_attention_bias.weight"].shape[1],
-        },
-    )
+    actual = {
+        "vocab_size": weights["shared.weight"].shape[0],
+        "d_model": weights["shared.weight"].shape[1],
+        "d_ff": weights[f"{first}.1.DenseReluDense.wi_0.weight"].shape[0],
+        "d_kv": weights[f"{first}.0.SelfAttention.q.weight"].shape[0] // sizes["num_heads"],
+        "num_heads": weights[f"{first}.0.SelfAttention.relative_attention_bias.weight"].shape[1],
+    }
+    with naming(component):
+        check_sizes(sizes, actual)
     return sizes

@@ -8,50 +8,55 @@ Source of the mathematics: meituan-longcat/LongCat-Video, `LoRAModule` and `LoRA
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import comfy.model_management
 import comfy.weight_adapter
 import torch
 from torch import Tensor
 
-from ..lora import names as lora_names
-from ..lora.names import Piece, Rows
+from ..lora.changes import Change, read_change
+from ..lora.file import LoraFile
+from ..lora.names import FURTHER, Piece, names_of
+from ..weights.layouts import Rows
+from ..weights.stored import InMemory, Stored
 
 PREFIX = "diffusion_model."
-# Core asks for layers in the order of the network: this one, before all blocks, is LongCat-Video's alone.
+# Core asks for the layers of a model in the order of its network. This one comes before all blocks and is
+# LongCat-Video's alone, so that other families are left alone; the last one is when a file has been read.
 FAMILY_LAYER = "diffusion_model.y_embedder.y_proj.0"
 LAST_LAYER = "diffusion_model.final_layer.linear"
-# Left among the names that core collects while it reads one file, which hold nothing else that lasts as long.
-IS_LONGCAT = "longcat_video"
 
 
-class Change(NamedTuple):
-    """What is added to some rows of a weight: `factor * up @ down`, or `factor * up`."""
+@dataclass
+class Reading:
+    """A file that core is reading for a LongCat-Video model, layer by layer."""
 
-    rows: Rows
-    factor: float
-    down: Tensor | None
-    up: Tensor
+    file: LoraFile
+    source: InMemory
+    matched: set[str] = field(default_factory=set)
+    """Names of tensors that were read here."""
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Rows and columns of what is added."""
-        return self.up.shape[0], (self.up if self.down is None else self.down).shape[1]
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Change":
-        """The same, computed on a device and in a dtype."""
-        up = comfy.model_management.cast_to_device(self.up, device, dtype)
-        down = None if self.down is None else comfy.model_management.cast_to_device(self.down, device, dtype)
-        return Change(self.rows, self.factor, down, up)
+READINGS: dict[int, Reading] = {}
+"""Readings by the identity of the set of names that core keeps for as long as it reads a file, and no longer."""
+
+
+def reading_of(x: str, lora: Mapping[str, Tensor], loaded_keys: set[str] | None) -> Reading | None:
+    """The reading that core's set of names belongs to; None if the model is of another family."""
+    if loaded_keys is None:
+        return None
+    if x == FAMILY_LAYER and id(loaded_keys) not in READINGS:
+        READINGS[id(loaded_keys)] = Reading(LoraFile.of(frozenset(lora)), InMemory(lora))
+        weakref.finalize(loaded_keys, READINGS.pop, id(loaded_keys))
+    return READINGS.get(id(loaded_keys))
 
 
 class LongCatLoRA(comfy.weight_adapter.WeightAdapterBase):
-    """The changes that a LoRA file makes to one layer.
-
-    `weights` is flat, as core moves its tensors between devices: for each change its rows, factor, down and up.
-    """
+    """The changes that a LoRA file makes to one layer, packed as core moves them between devices."""
 
     name = "longcat_lora"
 
@@ -74,25 +79,25 @@ class LongCatLoRA(comfy.weight_adapter.WeightAdapterBase):
             ValueError: the layer's tensors do not fit each other, or are of a form that is not read here; at the last
                 layer, if nothing in the file was for this network.
         """
-        seen = set() if loaded_keys is None else loaded_keys
-        if x == FAMILY_LAYER:
-            seen.add(IS_LONGCAT)
-        if IS_LONGCAT not in seen or not x.startswith(PREFIX):
+        reading = reading_of(x, lora, loaded_keys)
+        if reading is None or loaded_keys is None or not x.startswith(PREFIX):
             return None
-        pieces = lora_names.for_layer(lora_names.read(frozenset(lora)), x.removeprefix(PREFIX))
-        pieces = tuple(piece for piece in pieces if lora[piece.up].ndim == 2)
+        pieces = reading.file.pieces(x.removeprefix(PREFIX), reading.source)
         ours = () if all(reads_core(piece, x) for piece in pieces) else pieces
-        used = {name for piece in ours for name in lora_names.names_of(piece)}
+        used = {name for piece in ours for name in names_of(piece)}
+        reading.matched |= used
         if x == LAST_LAYER:
-            report(lora, seen | used | {name for name in lora if name.startswith(f"{x}.")})
-        weights = tuple(value for piece in ours for value in read_change(piece, lora, x))
-        return cls(used, weights) if ours else None
+            by_core = loaded_keys | {name for name in lora if name.startswith(f"{x}.")}
+            for sentence in reading.file.report(reading.matched | by_core):
+                logging.info(sentence)
+        for piece in ours:
+            refuse_further(piece, lora, x)
+        changes = [read_change(piece, reading.source).map(Stored.tensor) for piece in ours]
+        return cls(used, pack(changes)) if ours else None
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Iterator[Change[Tensor]]:
         """The changes in `weights`."""
-        for start in range(0, len(self.weights), len(Change._fields)):
-            rows, factor, down, up = self.weights[start : start + len(Change._fields)]
-            yield Change(Rows(*rows), factor, down, up)
+        return unpack(self.weights)
 
     def calculate_weight(
         self,
@@ -112,11 +117,10 @@ class LongCatLoRA(comfy.weight_adapter.WeightAdapterBase):
         """
         for change in self.changes():
             rows = chunk(weight, change.rows, dim=0)
-            if change.size != rows.shape:
-                raise ValueError(wrong_size(key, change.size, tuple(rows.shape)))
-            _, factor, down, up = change.to(weight.device, intermediate_dtype)
-            difference = up if down is None else up @ down
-            rows += function((strength * factor * difference).to(weight.dtype))
+            check_size(key, change, rows.shape[0], rows.shape[1])
+            cast = moved(change, weight.device, intermediate_dtype)
+            difference = cast.up if cast.down is None else cast.up @ cast.down
+            rows += function((strength * change.factor * difference).to(weight.dtype))
         return weight
 
     def h(self, x: Tensor, base_out: Tensor) -> Tensor:
@@ -132,11 +136,10 @@ class LongCatLoRA(comfy.weight_adapter.WeightAdapterBase):
         out = torch.zeros_like(base_out)
         for change in self.changes():
             part = chunk(out, change.rows, dim=-1)
-            if change.size != (part.shape[-1], x.shape[-1]):
-                raise ValueError(wrong_size("a layer", change.size, (part.shape[-1], x.shape[-1])))
-            _, factor, down, up = change.to(x.device, x.dtype)
-            hidden = x if down is None else torch.nn.functional.linear(x, down)
-            part += torch.nn.functional.linear(hidden, up) * (factor * self.multiplier)
+            check_size("a layer", change, part.shape[-1], x.shape[-1])
+            cast = moved(change, x.device, x.dtype)
+            hidden = x if cast.down is None else torch.nn.functional.linear(x, cast.down)
+            part += torch.nn.functional.linear(hidden, cast.up) * (change.factor * self.multiplier)
         return out
 
 
@@ -146,13 +149,9 @@ def reads_core(piece: Piece, x: str) -> bool:
     return piece.module in names and piece.alpha in (None, f"{piece.module}.alpha")
 
 
-def read_change(piece: Piece, lora: Mapping[str, Tensor], x: str) -> Change:
-    """A piece with its tensors.
-
-    Raises:
-        ValueError: they do not fit each other, or there are further ones that are not read here.
-    """
-    further = [name for name in lora_names.FURTHER if f"{piece.module}.{name}" in lora]
+def refuse_further(piece: Piece, lora: Mapping[str, Tensor], x: str) -> None:
+    """Raise ValueError if there are tensors beside a piece's that change what they mean, and are not read here."""
+    further = [name for name in FURTHER if f"{piece.module}.{name}" in lora]
     if piece.up == f"{x}.diff":  # core takes it alone, whatever else there is
         further.append("diff")
     if further:
@@ -160,22 +159,22 @@ def read_change(piece: Piece, lora: Mapping[str, Tensor], x: str) -> Change:
             f"This LoRA has {piece.module}.{further[0]} beside matrices whose names only this pack reads, which "
             "cannot be combined. Convert it to ComfyUI's names."
         )
-    up, down = lora[piece.up], None if piece.down is None else lora[piece.down]
-    alpha = None if piece.alpha is None else lora[piece.alpha]
-    parts = [(up, piece.up_rows), *([] if down is None else [(down, piece.down_rows)])]
-    are_whole = all(matrix.ndim == 2 and matrix.shape[0] % rows.num_parts == 0 for matrix, rows in parts)
-    if not are_whole or (alpha is not None and alpha.numel() != 1):
-        raise ValueError(damaged(piece.module))
-    up, *downs = (chunk(matrix, rows, dim=0) for matrix, rows in parts)
-    if downs and up.shape[1] != downs[0].shape[0]:
-        raise ValueError(damaged(piece.module))
-    rank = 1 if piece.is_factor or down is None else down.shape[0]
-    return Change(piece.rows, 1.0 if alpha is None else float(alpha) / rank, downs[0] if downs else None, up)
 
 
-def damaged(module: str) -> str:
-    """The sentence for tensors that do not fit each other."""
-    return f"The tensors of this LoRA for {module} do not fit each other: the file is damaged, download it again."
+def pack(changes: Iterable[Change[Tensor]]) -> tuple[Any, ...]:
+    """Changes as one flat tuple, of which core moves the tensors that lie at its top to another device."""
+    return tuple(value for change in changes for value in (change.rows, change.factor, change.up, change.down))
+
+
+def unpack(weights: tuple[Any, ...]) -> Iterator[Change[Tensor]]:
+    """Inverse of `pack`; core has made plain tuples of those within."""
+    for rows, factor, up, down in zip(*[iter(weights)] * 4, strict=True):
+        yield Change(Rows(*rows), factor, up, down)
+
+
+def moved(change: Change[Tensor], device: torch.device, dtype: torch.dtype) -> Change[Tensor]:
+    """A change to be computed on a device and in a dtype."""
+    return change.map(lambda matrix: comfy.model_management.cast_to_device(matrix, device, dtype))
 
 
 def chunk(x: Tensor, rows: Rows, dim: int) -> Tensor:
@@ -184,33 +183,14 @@ def chunk(x: Tensor, rows: Rows, dim: int) -> Tensor:
     return x.narrow(dim, rows.part * size, size)
 
 
-def wrong_size(key: str, given: tuple[int, ...], needed: tuple[int, ...]) -> str:
-    """The sentence for a LoRA of other sizes."""
-    return (
-        f"This LoRA changes {key} by a {given[0]} x {given[1]} matrix; the model has {needed[0]} x {needed[1]}: it was "
-        "made for another model. Remove it, or load one for LongCat-Video."
-    )
-
-
-def report(lora: Mapping[str, Tensor], matched: set[str]) -> None:
-    """Log how many of a file's tensors are for this network.
-
-    Raises:
-        ValueError: there are some, and none is.
-    """
-    concerned = [name for name in lora if not lora_names.is_for_text(name)]
-    num_matched = sum(name in matched for name in concerned)
-    if concerned and not num_matched and any(map(lora_names.names_a_layer, concerned)):
+def check_size(key: str, change: Change[Tensor], num_rows: int, num_columns: int) -> None:
+    """Raise ValueError if a change is of other sizes than the rows of the weight that it is for."""
+    rows, columns = change.up.shape[0], (change.up if change.down is None else change.down).shape[1]
+    if (rows, columns) != (num_rows, num_columns):
         raise ValueError(
-            "This LoRA is for layers that LongCat-Video has, but in a form that is not read, for example "
-            f"{concerned[0]}. Convert it to lora_down and lora_up."
+            f"This LoRA changes {key} by a {rows} x {columns} matrix; the model has {num_rows} x {num_columns}: it was "
+            "made for another model. Remove it, or load one for LongCat-Video."
         )
-    if concerned and not num_matched:
-        raise ValueError(
-            f"None of this LoRA's {len(concerned)} tensors is for LongCat-Video, for example {concerned[0]}. It was "
-            "made for another model: remove it, or choose one for LongCat-Video."
-        )
-    logging.info("LongCat-Video LoRA: %d of %d keys matched", num_matched, len(concerned))
 
 
 def register() -> None:

@@ -13,7 +13,8 @@ import torch
 import transformers
 
 from ..text import TEXT_TOKENS
-from ..weights.folder import DOWNLOAD_HINT, read_json
+from ..weights.advice import DOWNLOAD_AGAIN
+from ..weights.folder import read_json
 
 SENTENCEPIECE = "spiece.model"
 TOKENIZER_JSON = "tokenizer.json"
@@ -52,7 +53,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         return {"spiece_model": torch.frombuffer(bytearray(model), dtype=torch.uint8)}
     if (folder / TOKENIZER_JSON).is_file():
         if not {"model", "added_tokens"} <= read_json(folder / TOKENIZER_JSON).keys():
-            raise ValueError(f"{folder / TOKENIZER_JSON} does not describe a tokenizer. {DOWNLOAD_HINT}")
+            raise ValueError(f"{folder / TOKENIZER_JSON} does not describe a tokenizer. {DOWNLOAD_AGAIN}")
         return {"clip_umt5xxl_tokenizer_class": JsonTokenizer, FOLDER_KEY: str(folder)}
     raise ValueError(
         f"{folder} has neither {SENTENCEPIECE} nor {TOKENIZER_JSON}; without a tokenizer no prompt can be read. "
@@ -65,6 +66,6 @@ def check_sentencepiece(path: Path, model: bytes) -> None:
     try:
         num_pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size() if model else 0
     except RuntimeError as error:
-        raise ValueError(f"{path} is not a sentencepiece model. {DOWNLOAD_HINT}") from error
+        raise ValueError(f"{path} is not a sentencepiece model. {DOWNLOAD_AGAIN}") from error
     if not num_pieces:
-        raise ValueError(f"{path} is not a sentencepiece model: it is empty. {DOWNLOAD_HINT}")
+        raise ValueError(f"{path} is not a sentencepiece model: it is empty. {DOWNLOAD_AGAIN}")

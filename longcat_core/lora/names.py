@@ -14,24 +14,17 @@ A fused LoRA on a split network, and the reverse, are cut along rows (`for_layer
 Sources: meituan-longcat/LongCat-Video `modules/lora_utils.py`; writers of the other conventions.
 """
 
-import functools
+import itertools
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..weights.layouts import PARTS, layer_of
+from ..weights.layouts import PARTS, Rows, layer_of
 
 PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.", "lora_unet_", "")
 TEXT_PREFIXES = ("text_encoder", "lora_te", "te_model.", "conditioner.")
 OFFICIAL_PREFIX = "lora___lorahyphen___"
 OFFICIAL_DOT = "___lorahyphen___"
-
-
-class Rows(NamedTuple):
-    """One of `num_parts` equal chunks of rows."""
-
-    part: int = 0
-    num_parts: int = 1
 
 
 class Piece(NamedTuple):
@@ -49,6 +42,11 @@ class Piece(NamedTuple):
     down_rows: Rows = Rows()
     alpha: str | None = None
     is_factor: bool = False
+
+    @property
+    def may_have_noted_alpha(self) -> bool:
+        """Whether alpha may be in the file's metadata: PEFT's tools write it there, or nowhere if it is the rank."""
+        return self.alpha is None and self.up.startswith(f"{self.module}.lora_B")
 
 
 class Convention(NamedTuple):
@@ -74,7 +72,6 @@ Index = Mapping[str, tuple[Piece, ...]]
 """Pieces by the name of the layer that a file names, in the network's words, fused or not."""
 
 
-@functools.lru_cache(maxsize=4)
 def read(tensors: frozenset[str]) -> Index:
     """What the tensors of a LoRA file change."""
     index: dict[str, tuple[Piece, ...]] = {}
@@ -102,8 +99,8 @@ def _official_parts(name: str, tensors: frozenset[str]) -> tuple[str, tuple[Piec
         return None
     module = match["module"]
     alpha, is_factor = _alpha(module, CONVENTIONS[0], tensors)
-    ups = [f"{module}.lora_up.blocks.{index}.weight" for index in range(len(tensors))]
-    ups = ups[: next(index for index, up in enumerate(ups) if up not in tensors)]
+    numbered = (f"{module}.lora_up.blocks.{index}.weight" for index in itertools.count())
+    ups = list(itertools.takewhile(tensors.__contains__, numbered))
     return module, tuple(
         Piece(module, rows, up, Rows(), f"{module}.lora_down.weight", rows, alpha, is_factor)
         for rows, up in ((Rows(index, len(ups)), up) for index, up in enumerate(ups))

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .advice import DOWNLOAD_AGAIN
 from .quantization import MARKER
 from .vae_umt5 import wrong_names
 
 CONFIG = "config.json"
 WEIGHTS = "*.safetensors"
 INDEX = "*.safetensors.index.json"
-DOWNLOAD_HINT = "Download it again, for example from meituan-longcat/LongCat-Video, and compare the file sizes."
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -22,13 +22,13 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: the file is missing or is not a JSON object.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing. {DOWNLOAD_HINT}")
+        raise ValueError(f"{path} is missing. {DOWNLOAD_AGAIN}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). {DOWNLOAD_HINT}") from error
+        raise ValueError(f"{path} is not valid JSON ({error}). {DOWNLOAD_AGAIN}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} instead of an object. {DOWNLOAD_HINT}")
+        raise ValueError(f"{path} holds a {type(content).__name__} instead of an object. {DOWNLOAD_AGAIN}")
     return content
 
 
@@ -42,10 +42,10 @@ def weight_files(component: Path) -> list[Path]:
     indices = sorted(component.glob(INDEX))
     if not indices:
         if not files:
-            raise ValueError(f"{component} holds no .safetensors file. {DOWNLOAD_HINT}")
+            raise ValueError(f"{component} holds no .safetensors file. {DOWNLOAD_AGAIN}")
         if len(files) > 1:
             raise ValueError(
-                f"{component} holds {len(files)} .safetensors files but no {INDEX} that lists them. {DOWNLOAD_HINT}"
+                f"{component} holds {len(files)} .safetensors files but no {INDEX} that lists them. {DOWNLOAD_AGAIN}"
             )
         return files
     weight_map = read_json(indices[0]).get("weight_map")
@@ -55,11 +55,11 @@ def weight_files(component: Path) -> list[Path]:
     missing = [name for name in names if name not in present]
     if missing or not names:
         what = f"{', '.join(missing)} missing" if missing else "no files listed"
-        raise ValueError(f"{indices[0]} lists {len(names)} files, {what}. {DOWNLOAD_HINT}")
+        raise ValueError(f"{indices[0]} lists {len(names)} files, {what}. {DOWNLOAD_AGAIN}")
     return [component / name for name in names]
 
 
-def check_sizes(component: Path, config: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+def check_sizes(config: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
     """Compare the sizes that a config names with those of the tensors.
 
     Raises:
@@ -76,8 +76,7 @@ def check_sizes(component: Path, config: Mapping[str, Any], actual: Mapping[str,
     ]
     if wrong:
         raise ValueError(
-            f"{component}: {'; '.join(wrong)}. {CONFIG} and weights are of different models: "
-            f"download both from the same repository."
+            f"{'; '.join(wrong)}. {CONFIG} and weights are of different models: download both from the same repository."
         )
 
 
@@ -92,10 +91,10 @@ def check_names(component: Path, names: Iterable[str], expected: frozenset[str])
     unknown = {name for name in names - expected - {MARKER} if name.rpartition(".")[0] not in layers}
     wrong = wrong_names(expected - names, unknown)
     if wrong:
-        raise ValueError(f"{component}: of {len(expected)} expected tensors {wrong}. {DOWNLOAD_HINT}")
+        raise ValueError(f"{component}: of {len(expected)} expected tensors {wrong}. {DOWNLOAD_AGAIN}")
 
 
-def setting(path: Path, config: Mapping[str, Any], name: str, kind: Any, words: str, default: Any) -> Any:
+def setting(path: Path | str, config: Mapping[str, Any], name: str, kind: Any, words: str, default: Any) -> Any:
     """A setting of a config that was read from `path`, or its default.
 
     Raises:
@@ -104,5 +103,5 @@ def setting(path: Path, config: Mapping[str, Any], name: str, kind: Any, words: 
     value = config.get(name, default)
     is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not is_kind or not math.isfinite(value):
-        raise ValueError(f"{path}: {name} is {value!r}; it must be {words}. {DOWNLOAD_HINT}")
+        raise ValueError(f"{path}: {name} is {value!r}; it must be {words}. {DOWNLOAD_AGAIN}")
     return value

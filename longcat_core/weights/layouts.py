@@ -24,6 +24,13 @@ BLOCK_LAYER = re.compile(r"blocks[._](\d+)[._](.+)")
 TENSOR = re.compile(r"(?P<block>blocks\.\d+\.)?(?P<layer>.+)\.(?P<parameter>[^.]+)")
 
 
+class Rows(NamedTuple):
+    """One of `num_parts` equal chunks of rows."""
+
+    part: int = 0
+    num_parts: int = 1
+
+
 class Layer(NamedTuple):
     """A layer with parameters: its name in the network, in `wan` and in `fastvideo`, and the shape of its weight.
 
@@ -115,6 +122,14 @@ def is_matrix(layer: str) -> bool:
     """Whether a layer of the network is one of the large matrices of attention and feed-forward."""
     match = BLOCK_LAYER.fullmatch(layer)
     return match is not None and match[2] in MATRICES
+
+
+def parts_of(layer: str) -> tuple[str, ...]:
+    """The layers of the split network that a layer is made of: itself, where it is none of the fused."""
+    for fused, parts in PARTS.items():
+        if layer.endswith(f".{fused}"):
+            return tuple(f"{layer.removesuffix(fused)}{part}" for part in parts)
+    return (layer,)
 
 
 def to_network(tensor: str, layout: str) -> str:

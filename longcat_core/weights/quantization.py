@@ -1,4 +1,4 @@
-"""Quantised weights: ComfyUI's own form of them, and the foreign forms that are brought to it.
+"""Quantised weights in ComfyUI's own form, and the way to it from plain ones.
 
 A quantised layer `L` in ComfyUI's form:
 
@@ -17,13 +17,10 @@ Sources: ComfyUI `comfy/ops.py` and `comfy/utils.py`; meituan-longcat/LongCat-Vi
 """
 
 import json
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from .layouts import is_matrix
 
 FP8, INT8, NVFP4 = "float8_e4m3fn", "int8_tensorwise", "nvfp4"
 FP8_MAX = 448.0
@@ -34,47 +31,16 @@ NVFP4_TILE_ROWS = 128
 SMALLEST = 1e-8
 MARKER = "scaled_fp8"
 """A tensor of this name says that `scale_weight` belongs to fp8 weights; ComfyUI reads such files by itself."""
-SCALES = frozenset({"weight_scale", "weight_scale_2", "input_scale", "scale_weight", "scale_input", "comfy_quant"})
-FOREIGN = frozenset({"weight_int8", "scale_weight"})
-
-
-def is_foreign(tensors: Collection[str]) -> bool:
-    """Whether some layers are quantised in a form that only this module reads."""
-    return any(name.rpartition(".")[2] in FOREIGN for name in tensors)
+COMFY_MARKER, SECOND_SCALE = "comfy_quant", "weight_scale_2"
+SCALES = frozenset({"weight_scale", SECOND_SCALE, "input_scale", "scale_weight", "scale_input", COMFY_MARKER})
+"""What a quantised layer has beside its numbers, in ComfyUI's form and in the older one."""
+FULL_PRECISION = "full_precision_matrix_mult"
+"""What a marker says of weights that are multiplied out before they are used."""
 
 
 def marker(quant_format: str, **settings: Any) -> Tensor:
     """The `comfy_quant` tensor of a layer."""
     return torch.frombuffer(bytearray(json.dumps({"format": quant_format, **settings}).encode()), dtype=torch.uint8)
-
-
-def to_comfy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring foreign forms to ComfyUI's; what is not quantised, or is in ComfyUI's form already, is left as it is.
-
-    `weight_int8` with a scale per row is the official int8 form: matrices stay int8, the few other layers are
-    multiplied out, as ComfyUI would round their inputs too. `scale_weight` is the older form of scaled fp8.
-
-    Args:
-        tensors: named as the network names them (`layouts.to_network`), scales present.
-    """
-    native = dict(tensors)
-    for name in tensors:
-        layer, _, parameter = name.rpartition(".")
-        if parameter == "weight_int8":
-            quantised, scale = native.pop(name), native.pop(f"{layer}.weight_scale").float().unsqueeze(1)
-            native |= _int8(layer, quantised, scale)
-        elif parameter == "scale_weight":
-            native[f"{layer}.weight_scale"] = native.pop(name).float()
-            native[f"{layer}.comfy_quant"] = marker(FP8, full_precision_matrix_mult=True)
-        elif parameter == "scale_input":
-            native[f"{layer}.input_scale"] = native.pop(name).float()
-    return native
-
-
-def _int8(layer: str, quantised: Tensor, scale: Tensor) -> dict[str, Tensor]:
-    if not is_matrix(layer):
-        return {f"{layer}.weight": (quantised * scale).to(torch.bfloat16)}
-    return {f"{layer}.weight": quantised, f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": marker(INT8)}
 
 
 def fp8_scale(largest: float) -> Tensor:

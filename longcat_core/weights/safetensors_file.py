@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from .advice import GET_AGAIN
+
 # From the last in a file that `save_file` writes to the first.
 DTYPES = {
     "BOOL": torch.bool,
@@ -42,7 +44,6 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LENGTH_BYTES = 8
 MAX_HEADER = 100_000_000  # bytes
 METADATA = "__metadata__"
-ADVICE = "download or convert it again"
 SHOWN_NAME = 100  # characters
 
 
@@ -51,11 +52,18 @@ class TensorType(NamedTuple):
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+    is_plain: bool = True
+    """Whether PyTorch reads the numbers: those of GGUF, in memory, only their own type does."""
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers."""
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
         """Size of the numbers."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.num_elements * self.dtype.itemsize
 
     @property
     def num_rows(self) -> int:
@@ -64,7 +72,7 @@ class TensorType(NamedTuple):
 
     def of_rows(self, count: int) -> "TensorType":
         """The type of some of the rows."""
-        return TensorType(self.dtype, (count, *self.shape[1:]) if self.shape else ())
+        return TensorType(self.dtype, (count, *self.shape[1:]) if self.shape else (), self.is_plain)
 
 
 class Header(NamedTuple):
@@ -84,12 +92,12 @@ def read_header(path: Path) -> Header:
         OSError: the file cannot be read.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing or no file: {ADVICE}.")
+        raise ValueError(f"{path} is missing or no file: {GET_AGAIN}.")
     with path.open("rb") as file:
         try:
             return _parse(*_read_json(file, path.stat().st_size))
         except ValueError as error:
-            raise ValueError(f"{path} is damaged, incomplete or no safetensors file: {error}; {ADVICE}.") from error
+            raise ValueError(f"{path} is damaged, incomplete or no safetensors file: {error}; {GET_AGAIN}.") from error
 
 
 def _read_json(file: BinaryIO, file_size: int) -> tuple[Any, int, int]:
@@ -180,7 +188,7 @@ class Reader:
         for path in self.paths:
             header = read_header(path)
             for name in header.tensors.keys() & self.tensors.keys():
-                raise ValueError(f"{path} and {self._places[name][0]} both hold {name}: {ADVICE}.")
+                raise ValueError(f"{path} and {self._places[name][0]} both hold {name}: {GET_AGAIN}.")
             self.tensors |= header.tensors
             self.metadata |= header.metadata
             self._places |= {name: (path, position) for name, position in header.positions.items()}
@@ -203,7 +211,7 @@ class Reader:
         while view:
             count = file.readinto(view)  # type: ignore[attr-defined] # an unbuffered file has it
             if not count:
-                raise ValueError(f"{path} became shorter while it was read: {ADVICE}.")
+                raise ValueError(f"{path} became shorter while it was read: {GET_AGAIN}.")
             view = view[count:]
         return buffer.view(rows.dtype).reshape(rows.shape)
 

@@ -100,6 +100,7 @@ VAE_MODULES: tuple[Rename, ...] = (
     *_up_stages(),
 )
 WAN_NAME = {f"{m.diffusers}.{p}": f"{m.wan}.{p}" for m in VAE_MODULES for p in m.parameters}
+DIFFUSERS_VAE = "This VAE (AutoencoderKLWan of Wan 2.1, as diffusers names it)"
 DIFFUSERS_NAME = {wan: diffusers for diffusers, wan in WAN_NAME.items()}
 
 
@@ -112,14 +113,14 @@ def wrong_names(missing: Set[str], unknown: Set[str]) -> str:
     )
 
 
-def _rename(what: str, state_dict: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> StateDict:
-    wrong = wrong_names(names.keys() - state_dict.keys(), state_dict.keys() - names.keys())
+def check_vae(names: Set[str], needed: Set[str] = WAN_NAME.keys(), what: str = DIFFUSERS_VAE) -> None:
+    """Raise ValueError unless names are exactly those of a VAE, as diffusers writes it by default."""
+    wrong = wrong_names(needed - names, names - needed)
     if wrong:
         raise ValueError(
-            f"{what} has {len(state_dict)} tensors where exactly {len(names)} are needed: {wrong}. "
+            f"{what} has {len(names)} tensors where exactly {len(needed)} are needed: {wrong}. "
             "Check that the file is complete and of this model."
         )
-    return {names[name]: tensor for name, tensor in state_dict.items()}
 
 
 def vae_from_diffusers(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
@@ -128,7 +129,8 @@ def vae_from_diffusers(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     Raises:
         ValueError: the tensors are not exactly those of that class.
     """
-    return _rename("This VAE (AutoencoderKLWan of Wan 2.1, as diffusers names it)", state_dict, WAN_NAME)
+    check_vae(state_dict.keys())
+    return {WAN_NAME[name]: tensor for name, tensor in state_dict.items()}
 
 
 def vae_to_diffusers(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
@@ -137,7 +139,8 @@ def vae_to_diffusers(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     Raises:
         ValueError: the tensors are not exactly those of a Wan 2.1 VAE.
     """
-    return _rename("This VAE (Wan 2.1)", state_dict, DIFFUSERS_NAME)
+    check_vae(state_dict.keys(), DIFFUSERS_NAME.keys(), "This VAE (Wan 2.1)")
+    return {DIFFUSERS_NAME[name]: tensor for name, tensor in state_dict.items()}
 
 
 # ---- Text encoder: transformers `UMT5EncoderModel` -> ComfyUI's T5

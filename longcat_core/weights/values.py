@@ -1,7 +1,8 @@
 """The numbers that prepare_weights.py writes, by rows: where they come from and what they become.
 
-*Values* are where numbers come from: stored ones, multiplied out, joined, computed. *Targets* turn them into tensors of
-a file (`longcat_core.weights.safetensors_file.Target`). Nothing is read but when rows are asked for.
+*Values* are where numbers come from: stored ones (`stored.Stored`), multiplied out, joined, a LoRA's differences
+(`lora.changes.Difference`). *Targets* turn them into tensors of a file (`safetensors_writer.Target`). Nothing is read
+but when rows are asked for.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..lora import names as lora_names
 from . import quantization
-from .safetensors_file import Reader, TensorType
+from .advice import GET_AGAIN
+from .safetensors_file import TensorType
 
 CHUNK_BYTES = 4 << 20
 """Of values at a time: what a processor's cache holds is converted twice as fast as four times as much."""
@@ -26,7 +27,6 @@ HALF_STEP = {
     quantization.NVFP4: 0.25,
 }
 """The most that rounding changes a number of a matrix, as a part of its largest magnitude: half of the largest step."""
-REDOWNLOAD = "download it again, or use another."
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -56,25 +56,6 @@ class Held(NamedTuple):
     def rows(self, start: int, stop: int) -> Tensor:
         """Some of its rows."""
         return self.tensor[start:stop] if self.tensor.ndim else self.tensor
-
-
-class Stored(NamedTuple):
-    """Equal parts of a tensor of the source: all of it, or one of `rows_of.num_parts`."""
-
-    reader: Reader
-    name: str
-    rows_of: lora_names.Rows = lora_names.Rows()
-
-    @property
-    def type(self) -> TensorType:
-        """The part's dtype and shape."""
-        whole = self.reader.tensors[self.name]
-        return whole.of_rows(whole.num_rows // self.rows_of.num_parts)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Some of its rows."""
-        first = self.rows_of.part * self.type.num_rows
-        return self.reader.rows(self.name, first + start, first + stop)
 
 
 class Scaled(NamedTuple):
@@ -117,45 +98,6 @@ class Joined(NamedTuple):
                 found.append(part.rows(begin, end).to(self.type.dtype))
             first += part.type.num_rows
         return torch.cat(found)
-
-
-class Change(NamedTuple):
-    """A LoRA's change of some rows of a weight, `factor * up @ down` or `factor * up`."""
-
-    rows: lora_names.Rows
-    factor: float
-    up: Stored
-    down: Stored | None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of the weight that is changed."""
-        num_rows = self.up.type.num_rows * self.rows.num_parts
-        return num_rows, (self.up if self.down is None else self.down).type.shape[1]
-
-
-class Difference(NamedTuple):
-    """The sum of a LoRA's changes of one weight, fp32 `[out, in]`."""
-
-    changes: tuple[Change, ...]
-
-    @property
-    def type(self) -> TensorType:
-        """Its dtype and shape."""
-        return TensorType(torch.float32, self.changes[0].shape)
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Some of its rows."""
-        result = torch.zeros(self.type.of_rows(stop - start).shape)
-        for change in self.changes:
-            size = change.up.type.num_rows
-            first = change.rows.part * size
-            begin, end = max(start, first), min(stop, first + size)
-            if begin < end:
-                up = change.up.rows(begin - first, end - first).float()
-                down = change.down and change.down.rows(0, change.down.type.num_rows).float()
-                result[begin - start : end - start] += change.factor * (up if down is None else up @ down)
-        return result
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
@@ -297,4 +239,4 @@ def check_finite(name: str, rows: Tensor) -> None:
         return
     # Anything that is not finite shows in the extremes, which cost less than a mask.
     if not all(math.isfinite(end) for end in torch.aminmax(rows)):
-        raise ValueError(f"{name} has numbers that are not finite, or too large for {rows.dtype}: {REDOWNLOAD}")
+        raise ValueError(f"{name} has numbers that are not finite, or too large for {rows.dtype}: {GET_AGAIN}.")

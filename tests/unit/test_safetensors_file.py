@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longcat_core.weights import safetensors_file, safetensors_writer
+from longcat_core.weights.advice import GET_AGAIN
 from longcat_core.weights.safetensors_file import Reader, TensorType
 from longcat_core.weights.safetensors_writer import Plan
 
@@ -126,7 +127,7 @@ def test_damage_is_named(tmp_path: Path, header: Any, data: bytes, said: str) ->
         safetensors_file.read_header(path)
     message = str(caught.value)
     assert str(path) in message
-    assert safetensors_file.ADVICE in message
+    assert GET_AGAIN in message
     assert "\n" not in message
     assert len(message) < 600
 
