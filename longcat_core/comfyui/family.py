@@ -28,6 +28,9 @@ IMAGE_MODEL = "longcat_video"
 SCHEDULER = "longcat"
 CONFIG_METADATA = "longcat_config"
 """Where a file's metadata may hold its config.json, and where a folder's is put: core hands metadata to detectors."""
+IS_FOREIGN = "is_foreign"
+"""Whether there are layers in a quantised form that only this pack knows. It goes from the detector to the family's
+config with what the detector found, as core chooses dtypes and operations before it shows the config any tensor."""
 Detector = Callable[..., dict[str, Any] | None]
 
 
@@ -44,6 +47,8 @@ class LongCatVideo(comfy.supported_models_base.BASE):
 
     def __init__(self, unet_config: dict[str, Any]) -> None:
         super().__init__(unet_config)
+        if self.unet_config.pop(IS_FOREIGN, False):
+            self.quant_config = {"mixed_ops": True}
         # Core's own estimate for Wan, which has the same latent, patch and block structure.
         self.memory_usage_factor = unet_config.get("hidden_size", 4096) / 2222
 
@@ -70,30 +75,6 @@ class LongCatVideo(comfy.supported_models_base.BASE):
         return super().process_unet_state_dict_for_saving(named)
 
 
-class ForeignLongCatVideo(LongCatVideo):
-    """The family in a quantised form that ComfyUI does not know, of which core has to be told before it is brought to
-    ComfyUI's own."""
-
-    quant_config: ClassVar[dict[str, Any]] = {"mixed_ops": True}
-
-    @classmethod
-    def matches(
-        cls, unet_config: dict[str, Any], state_dict: Mapping[str, Any] | None = None, unet_key_prefix: str = ""
-    ) -> bool:
-        """Whether core's detector found the family, and the tensors are in such a form."""
-        is_family = super().matches(unet_config, state_dict, unet_key_prefix)
-        return is_family and judge.is_foreign(without_prefix(state_dict or {}, unet_key_prefix))
-
-
-FAMILIES = (ForeignLongCatVideo, LongCatVideo)
-"""In the order in which core is to try them."""
-
-
-def without_prefix(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The tensors whose names have a prefix, by their names without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
-
-
 def detect(
     state_dict: Mapping[str, Any], prefix: str = "", metadata: Mapping[str, str] | None = None
 ) -> dict[str, Any] | None:
@@ -107,11 +88,13 @@ def detect(
     Raises:
         ValueError: it is one, but damaged, incomplete or LongCat-Video-Avatar, or its config is of another.
     """
-    config = judge.read_config(InMemory(without_prefix(state_dict, prefix)).tensors)
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+    config = judge.read_config(InMemory(tensors).tensors)
     if config is None:
         return None
     named = named_config(metadata)
-    return {"image_model": IMAGE_MODEL, **config, **({} if named is None else settings_of(named, config))}
+    settings = {} if named is None else settings_of(named, config)
+    return {"image_model": IMAGE_MODEL, **config, **settings, IS_FOREIGN: judge.is_foreign(tensors)}
 
 
 def named_config(metadata: Mapping[str, str] | None) -> dict[str, Any] | None:
@@ -192,7 +175,7 @@ def register() -> None:
     if not getattr(comfy.model_detection.detect_unet_config, "longcat_video", False):
         comfy.model_detection.detect_unet_config = core_then_longcat(comfy.model_detection.detect_unet_config)
     if not any(family.unet_config == LongCatVideo.unet_config for family in comfy.supported_models.models):
-        comfy.supported_models.models.extend(FAMILIES)
+        comfy.supported_models.models.append(LongCatVideo)
     if SCHEDULER not in comfy.samplers.SCHEDULER_HANDLERS:
         comfy.samplers.SCHEDULER_HANDLERS[SCHEDULER] = comfy.samplers.SchedulerHandler(longcat_scheduler)
         comfy.samplers.SCHEDULER_NAMES.append(SCHEDULER)

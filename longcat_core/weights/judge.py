@@ -72,7 +72,7 @@ def read_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_foreign(tensors: Collection[str]) -> bool:
-    """Whether tensors are a LongCat-Video DiT that is quantised in a form that ComfyUI does not know."""
+    """Whether tensors that `read_config` accepted are quantised in a form that ComfyUI does not know."""
     layout = which_layout(tensors)
     kinds = dict.fromkeys(tensors, TensorType(torch.float32, ()))
     return layout is not None and any(layer.is_foreign for layer in layers_of(kinds, layout).values())

@@ -132,8 +132,7 @@ class Problem(NamedTuple):
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class StoredLayer:
+class StoredLayer(NamedTuple):
     """A layer of a DiT as a file holds it."""
 
     name: str
@@ -151,7 +150,9 @@ class StoredLayer:
     @property
     def scale_name(self) -> str | None:
         """What the tensor of the scale is called, if there is one."""
-        return next((name for name in ("scale_weight", "weight_scale") if name in self.tensors), None)
+        if "scale_weight" in self.tensors:
+            return "scale_weight"
+        return "weight_scale" if "weight_scale" in self.tensors else None
 
     @property
     def is_foreign(self) -> bool:
@@ -281,11 +282,12 @@ def layers_of(tensors: Mapping[str, TensorType], layout: str) -> dict[str, Store
     """The layers of a DiT in a layout, by the network's names; others by their own."""
     found: dict[str, dict[str, str]] = {}
     for name in tensors:
-        layer, _, parameter = to_network(name, layout).rpartition(".")
+        layer, _, parameter = name.rpartition(".")
         found.setdefault(layer, {})[parameter] = name
+    named = {to_network(f"{layer}.weight", layout).removesuffix(".weight"): names for layer, names in found.items()}
     return {
         layer: StoredLayer(layer, names, {parameter: tensors[name] for parameter, name in names.items()})
-        for layer, names in found.items()
+        for layer, names in named.items()
     }
 
 

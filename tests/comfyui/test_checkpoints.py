@@ -241,6 +241,21 @@ def test_a_quantised_model_saved_in_fp8_loads_again(official: StateDict, kind: s
     assert error(forward(again), forward(model)) < 0.05
 
 
+@pytest.mark.parametrize("quant_format", [quantization.FP8, quantization.INT8])
+def test_scales_without_a_marker_are_not_left_out(official: StateDict, quant_format: str) -> None:
+    """As prepare_weights reads such a file; fp8 numbers without their scale would be another model."""
+    weights = checkpoints.comfy_quantised(official, quant_format)
+    unmarked = {name: tensor for name, tensor in weights.items() if not name.endswith("comfy_quant")}
+    assert error(forward(load_file(unmarked)), forward(load_file(official))) < 0.05
+
+
+def test_numbers_that_are_there_twice_are_named(official: StateDict) -> None:
+    weights = checkpoints.official_int8(official)
+    weights["blocks.1.attn.proj.weight"] = official["blocks.1.attn.proj.weight"]
+    with pytest.raises(ValueError, match=r"1 unknown \(for example blocks\.1\.attn\.proj\.weight\)"):
+        load_file(weights)
+
+
 def test_a_format_that_only_core_knows(official: StateDict) -> None:
     mxfp8 = checkpoints.comfy_quantised(official, "mxfp8")
     assert error(forward(load_file(mxfp8)), forward(load_file(official))) < 0.1

@@ -32,8 +32,8 @@ sys.path.append(pack)
 import comfy.cli_args
 comfy.cli_args.args.cpu = True
 import folder_paths, nodes
-from longcat_core.comfyui import family as detection
-detection.register()
+from longcat_core.comfyui import family
+family.register()
 folder_paths.folder_names_and_paths["diffusion_models"] = ([folder], {".safetensors"})
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024

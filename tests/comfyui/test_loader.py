@@ -14,7 +14,8 @@ import torch
 from inprocess import find_node, node
 from safetensors.torch import load_file, save_file
 
-from longcat_core.comfyui import load as checkpoint
+from longcat_core.comfyui import load
+from longcat_core.weights import judge
 
 DIT_FILE = "dit/diffusion_pytorch_model.safetensors"
 PROMPTS = ("a red ball rolls to the right", "", "(a cat:1.5), [slow]  motion", "word " * 700)
@@ -60,8 +61,8 @@ def test_shards_load_like_one_file(tiny_model: Path, folder: Path) -> None:
         save_file({key: single[key] for key in keys}, folder / "dit" / file)
     index = {"weight_map": {key: file for file, keys in parts.items() for key in keys}}
     (folder / "dit" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    sharded = checkpoint.load_dit(folder).model.diffusion_model.state_dict()
-    for name, tensor in checkpoint.load_dit(tiny_model).model.diffusion_model.state_dict().items():
+    sharded = load.load_dit(folder).model.diffusion_model.state_dict()
+    for name, tensor in load.load_dit(tiny_model).model.diffusion_model.state_dict().items():
         assert torch.equal(sharded[name], tensor), name
 
 
@@ -79,8 +80,8 @@ def test_folders_of_other_layouts(folder: Path, convert: Callable, name: str, fi
     (folder / "dit").rename(folder / name)
     save_file({key: tensor.contiguous() for key, tensor in weights.items()}, folder / name / file)
     rewrite(folder / name / "config.json", lambda c: c.update(num_attention_heads=c.pop("num_heads")))
-    assert checkpoint.find_model_folders([str(folder.parent)]) == {folder.name: folder}
-    model = checkpoint.load_dit(folder).model.diffusion_model
+    assert load.find_model_folders([str(folder.parent)]) == {folder.name: folder}
+    model = load.load_dit(folder).model.diffusion_model
     assert model.blocks[0].attn.projections == (
         ("qkv",) if "int8" in str(convert) else ("q_linear", "k_linear", "v_linear")
     )
@@ -88,15 +89,33 @@ def test_folders_of_other_layouts(folder: Path, convert: Callable, name: str, fi
 
 def test_shift_comes_from_the_scheduler_config(folder: Path) -> None:
     rewrite(folder / "scheduler/scheduler_config.json", lambda c: c.update(shift=7.0))
-    assert checkpoint.load_dit(folder).model.model_sampling.shift == 7.0
+    assert load.load_dit(folder).model.model_sampling.shift == 7.0
     shutil.rmtree(folder / "scheduler")
-    assert checkpoint.load_dit(folder).model.model_sampling.shift == 12.0
+    assert load.load_dit(folder).model.model_sampling.shift == 12.0
 
 
 def test_text_padding_flag_comes_from_the_config(folder: Path) -> None:
-    assert checkpoint.load_dit(folder).model.diffusion_model.text_tokens_zero_pad is True
+    assert load.load_dit(folder).model.diffusion_model.text_tokens_zero_pad is True
     rewrite(folder / "dit/config.json", lambda c: c.update(text_tokens_zero_pad=False))
-    assert checkpoint.load_dit(folder).model.diffusion_model.text_tokens_zero_pad is False
+    assert load.load_dit(folder).model.diffusion_model.text_tokens_zero_pad is False
+
+
+def test_a_folder_is_judged_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged, read_config = [], judge.read_config
+    monkeypatch.setattr(judge, "read_config", lambda tensors: judged.append(1) or read_config(tensors))
+    load.load_dit(tiny_model)
+    assert len(judged) == 1
+
+
+def test_a_config_in_a_file_s_metadata_counts_as_a_folder_s(folder: Path) -> None:
+    file = Path(folder_paths.models_dir) / "diffusion_models" / "with-config.safetensors"
+    config = {**json.loads((folder / "dit/config.json").read_text()), "text_tokens_zero_pad": False}
+    save_file(load_file(folder / DIT_FILE), file, {"longcat_config": json.dumps(config)})
+    assert node("UNETLoader")(file.name, "default")[0].model.diffusion_model.text_tokens_zero_pad is False
+    save_file(load_file(folder / DIT_FILE), file, {"longcat_config": json.dumps({**config, "depth": 48})})
+    with pytest.raises(ValueError, match=r"depth is 48 in config\.json but 2 in the tensors"):
+        node("UNETLoader")(file.name, "default")
+    file.unlink()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +146,7 @@ def test_copies_for_other_devices_can_be_made(loaded: tuple[Any, Any, Any]) -> N
 @pytest.mark.parametrize("text", PROMPTS)
 def test_tokenizer_json_alone_tokenizes_the_same(tiny_model: Path, folder: Path, text: str) -> None:
     (folder / "tokenizer/spiece.model").unlink()
-    with_sentencepiece, with_json = (checkpoint.load_text_encoder(f).tokenize(text) for f in (tiny_model, folder))
+    with_sentencepiece, with_json = (load.load_text_encoder(f).tokenize(text) for f in (tiny_model, folder))
     assert with_json == with_sentencepiece
 
 
@@ -147,7 +166,7 @@ def test_tokenizer_of_another_model(folder: Path) -> None:
     rewrite(config, lambda c: c.update(vocab_size=100))
     rewrite(weights, lambda c: c.update({"shared.weight": c["shared.weight"][:100].clone()}))
     with pytest.raises(ValueError, match=r"has 512 pieces but .* only 100"):
-        checkpoint.load_text_encoder(folder)
+        load.load_text_encoder(folder)
 
 
 def test_unknown_folder_is_refused_at_validation(tiny_model: Path) -> None:
@@ -314,7 +333,7 @@ def test_damaged_network(folder: Path, damage: str) -> None:
     apply, said = DAMAGE[damage]
     apply(folder)
     with pytest.raises(ValueError, match="copy") as error:
-        checkpoint.load_dit(folder)
+        load.load_dit(folder)
     assert said in str(error.value)
 
 
@@ -323,17 +342,17 @@ def test_damaged_text_encoder(folder: Path, damage: str) -> None:
     apply, said = TEXT_DAMAGE[damage]
     apply(folder)
     with pytest.raises(ValueError, match="copy") as error:
-        checkpoint.load_text_encoder(folder)
+        load.load_text_encoder(folder)
     assert said in str(error.value)
 
 
 def test_vae_config_of_another_model(folder: Path) -> None:
     rewrite(folder / "vae/config.json", lambda c: c.update(base_dim=96))
     with pytest.raises(ValueError, match=r"base_dim is 96 in config\.json but 4 in the tensors"):
-        checkpoint.load_vae(folder)
+        load.load_vae(folder)
 
 
 def test_other_vae(folder: Path) -> None:
     rewrite(folder / "vae/diffusion_pytorch_model.safetensors", lambda c: c.pop("quant_conv.weight"))
     with pytest.raises(ValueError, match=r"is not a Wan 2\.1 VAE as diffusers writes it.*quant_conv\.weight"):
-        checkpoint.load_vae(folder)
+        load.load_vae(folder)

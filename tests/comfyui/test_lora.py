@@ -18,9 +18,12 @@ from goldens import ROOT, Case, assert_fp32, cases
 from inprocess import node, sample
 from torch import Tensor
 
+from longcat_core.comfyui import lora_adapter
 from longcat_core.comfyui.bypass import stack_bypassed
-from longcat_core.comfyui.lora_adapter import LongCatLoRA
+from longcat_core.comfyui.lora_adapter import LongCatLoRA, pack, unpack
+from longcat_core.lora.changes import Change
 from longcat_core.weights import layouts
+from longcat_core.weights.layouts import Rows
 
 NODES = {"merged": "LoraLoaderModelOnly", "bypassed": "LoraLoaderBypassModelOnly"}
 CASES = cases("lora")
@@ -281,3 +284,60 @@ def test_other_families_are_left_alone() -> None:
     assert comfy.lora.load_lora(lora, key_map) == {}
     (found,) = comfy.lora.load_lora(lora, {"diffusion_model.y_embedder.y_proj.0": "z", **key_map}).values()
     assert type(found) is LongCatLoRA
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "diffusion_model."])
+def test_a_file_whose_alpha_may_be_in_its_metadata_is_named_once(
+    prefix: str, caplog: pytest.LogCaptureFixture, lora_folder: Path
+) -> None:
+    """Whether this pack or ComfyUI reads its names; the other conventions say what they mean."""
+    official = safetensors.torch.load_file(lora_folder / "refine, official.safetensors")
+    lora = {name: tensor.contiguous() for name, tensor in lora_files.peft(official, prefix).items()}
+    safetensors.torch.save_file(lora, lora_folder / "unsure, own.safetensors", {"lora_adapter_metadata": "{}"})
+    with caplog.at_level(logging.INFO):
+        apply(network(CASES[0]), [("unsure", 1.0)], "merged", "own")
+        apply(network(CASES[0]), [("refine", 1.0)], "merged", "FastVideo")
+    said = [message for message in caplog.messages if "without alpha" in message]
+    assert len(said) == 1
+    assert f"{len(lora) // 2} pairs of lora_A and lora_B come without alpha and count with factor 1." in said[0]
+    assert "prepare_weights.py" in said[0]
+
+
+def test_core_is_asked_for_the_layers_in_the_order_that_readings_rely_on() -> None:
+    names = [
+        name for name in comfy.lora.model_lora_keys_unet(network(CASES[0]).model, {}) if "diffusion_model." in name
+    ]
+    layers = [name for name in names if not name.endswith(".bias")]
+    first_block = next(index for index, name in enumerate(layers) if "blocks." in name)
+    assert layers.index(lora_adapter.FAMILY_LAYER) < first_block
+    assert layers[-1] == lora_adapter.LAST_LAYER
+
+
+def test_core_s_record_of_a_file_gets_no_names_but_the_file_s() -> None:
+    """What is known of a file lasts as long as core reads it, and is kept elsewhere."""
+    lora = qkv(MATRICES, "transformer.blocks.0.attn.qkv")
+    seen: set[str] = set()
+    for layer in (lora_adapter.FAMILY_LAYER, "diffusion_model.blocks.0.attn.qkv"):
+        found = LongCatLoRA.load(layer, lora, None, None, seen)
+    assert found is not None
+    assert seen == set()
+    assert len(lora_adapter.READINGS) == 1
+    del seen
+    assert not lora_adapter.READINGS
+
+
+def test_packed_changes_survive_how_core_moves_an_adapter_s_weights() -> None:
+    """It copies the tensors that lie at the top of a tuple, and makes plain tuples of those within."""
+    changes = [
+        Change(Rows(1, 3), 0.5, torch.ones(4, 2), torch.ones(2, 8)),
+        Change(Rows(), 1.0, torch.ones(4, 8), None),
+    ]
+    packed = pack(changes)
+    assert sum(isinstance(value, Tensor) for value in packed) == 3
+    moved = comfy.lora.prefetch_prepared_value(packed, [0], None, None, False)
+    assert type(moved[0]) is tuple
+    for found, change in zip(unpack(moved), changes, strict=True):
+        assert (found.rows, found.factor) == (change.rows, change.factor)
+        assert type(found.rows) is Rows
+        assert found.up is change.up
+        assert found.down is change.down

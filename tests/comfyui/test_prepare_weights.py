@@ -25,10 +25,13 @@ from graphs import PACK
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longcat_core.comfyui import load as checkpoint
+from longcat_core.comfyui import load as load_folder
+from longcat_core.lora.changes import read_change
+from longcat_core.lora.file import LoraFile
 from longcat_core.weights import judge, layouts, safetensors_file, safetensors_writer
 from longcat_core.weights import vae_umt5 as weights
 from longcat_core.weights.quantization import FP8, INT8, NVFP4
+from longcat_core.weights.stored import InMemory
 
 SCRIPT = PACK / "scripts" / "prepare_weights.py"
 DIT = "dit/diffusion_pytorch_model.safetensors"
@@ -166,9 +169,9 @@ def test_official_folder_to_every_format(tiny_model: Path, tmp_path: Path, layou
         assert type(comfy.sd.load_diffusion_model(str(dit)).model).__name__ == "LongCatVideoModel"
         comfy.sd.VAE(sd=load_file(vae)).throw_exception_if_invalid()
     else:
-        assert type(checkpoint.load_dit(dest).model).__name__ == "LongCatVideoModel"
-        assert checkpoint.load_text_encoder(dest).tokenize("a cat")
-        assert checkpoint.load_vae(dest)
+        assert type(load_folder.load_dit(dest).model).__name__ == "LongCatVideoModel"
+        assert load_folder.load_text_encoder(dest).tokenize("a cat")
+        assert load_folder.load_vae(dest)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -261,7 +264,7 @@ def test_a_single_file_becomes_a_folder(official: StateDict, tmp_path: Path) -> 
     source = tmp_path / "m.safetensors"
     save_file(checkpoints.named(official, layouts.WAN), source)
     prepare(source, tmp_path / "dest", "int8", "official")
-    model = checkpoint.load_dit(tmp_path / "dest").model.diffusion_model
+    model = load_folder.load_dit(tmp_path / "dest").model.diffusion_model
     assert model.hidden_size == official["x_embedder.proj.bias"].shape[0]
 
 
@@ -363,6 +366,21 @@ def test_alpha_in_the_metadata(tmp_path: Path, metadata: dict[str, Any], factor:
         assert (
             load_file(tmp_path / "loras" / "m.safetensors")["diffusion_model.blocks.0.self_attn.o.alpha"] == 8 * factor
         )
+
+
+def test_a_lora_means_the_same_converted_or_not(tmp_path: Path) -> None:
+    """The same reading of a piece, of tensors in memory and of rows of a file."""
+    official = load("lora_refine.safetensors")
+    for convention, convert in lora_files.CONVENTIONS.items():
+        lora = {name: tensor.contiguous() for name, tensor in convert(official).items()}
+        save_file(lora, tmp_path / "m.safetensors")
+        reader, memory = safetensors_file.Reader([tmp_path / "m.safetensors"]), InMemory(lora)
+        for piece in [piece for pieces in LoraFile.of(frozenset(lora)).index.values() for piece in pieces]:
+            stored, held = read_change(piece, reader), read_change(piece, memory)
+            assert (stored.rows, stored.factor) == (held.rows, held.factor), convention
+            assert torch.equal(stored.up.tensor(), held.up.tensor())
+            assert stored.down is held.down is None or torch.equal(stored.down.tensor(), held.down.tensor())
+        reader.close()
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

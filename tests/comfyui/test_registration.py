@@ -14,7 +14,7 @@ import pytest
 import torch
 from goldens import load, manifest
 
-from longcat_core.comfyui import family as detection
+from longcat_core.comfyui import family
 from longcat_core.weights.layouts import tensor_names
 
 PACK = Path(__file__).resolve().parents[2]
@@ -75,14 +75,14 @@ def test_incomplete_checkpoint_is_refused_by_stock_loading() -> None:
 
 def test_second_registration_changes_nothing() -> None:
     before = comfy.model_detection.detect_unet_config, len(comfy.supported_models.models)
-    detection.register()
+    family.register()
     assert (comfy.model_detection.detect_unet_config, len(comfy.supported_models.models)) == before
     assert comfy.samplers.SCHEDULER_NAMES.count("longcat") == 1
 
 
 def test_core_is_asked_first() -> None:
     answers = {"known": {"image_model": "known"}}
-    asked = detection.core_then_longcat(lambda state, key_prefix, metadata=None: answers.get(metadata))
+    asked = family.core_then_longcat(lambda state, key_prefix, metadata=None: answers.get(metadata))
     state = load("models/hd64.safetensors")
     assert asked(state, "", metadata="known") == {"image_model": "known"}
     assert asked(state, "")["image_model"] == "longcat_video"
@@ -92,8 +92,8 @@ def test_core_is_asked_first() -> None:
 def test_core_detection_tests_pass_with_the_pack(comfyui: Path) -> None:
     code = f"""
 import pytest
-from longcat_core.comfyui import family as detection
-detection.register()
+from longcat_core.comfyui import family
+family.register()
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", {str(comfyui / DETECTION_TEST)!r}]))
 """
     assert " passed" in run_python(code, comfyui)
@@ -104,12 +104,12 @@ def test_other_families_are_detected_as_before(comfyui: Path) -> None:
     code = f"""
 import importlib.util, inspect
 import comfy.model_detection
-from longcat_core.comfyui import family as detection
+from longcat_core.comfyui import family
 spec = importlib.util.spec_from_file_location("core_test", {str(comfyui / DETECTION_TEST)!r})
 core_test = importlib.util.module_from_spec(spec); spec.loader.exec_module(core_test)
 makers = [f for name, f in vars(core_test).items() if name.startswith("_make_")]
 core = comfy.model_detection.detect_unet_config
-detection.register()
+family.register()
 states = [maker() for maker in makers]
 assert all(core(state, "") == comfy.model_detection.detect_unet_config(state, "") for state in states)
 assert all(core(state, "") is not None for state in states)
@@ -120,8 +120,8 @@ print(len(states), "families")
 
 def test_core_package_works_without_the_node_layer(comfyui: Path) -> None:
     code = """
-from longcat_core.comfyui import family as detection
-detection.register()
+from longcat_core.comfyui import family
+family.register()
 assert "nodes" not in sys.modules and "folder_paths" not in sys.modules
 print("registered")
 """
