@@ -12,7 +12,7 @@ from adapter import build_network
 from goldens import cases, load
 from torch import Tensor
 
-from longcat_core.frames.condition import leading_clean_frames, leading_window_frames
+from longcat_core.frames.latents import leading_clean_frames, leading_window_frames
 from longcat_core.network.dit import LongCatVideoTransformer, gated_residual, modulate
 from longcat_core.weights.layouts import tensor_names
 

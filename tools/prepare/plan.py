@@ -17,7 +17,8 @@ from longcat_core.weights.convert import (
     targets_of,
 )
 from longcat_core.weights.folder import weight_files
-from longcat_core.weights.safetensors_file import Plan, Reader
+from longcat_core.weights.safetensors_file import Reader
+from longcat_core.weights.safetensors_writer import Plan
 from prepare.formats import COMFY, OFFICIAL
 
 MODEL = "longcat_video"

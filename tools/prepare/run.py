@@ -8,7 +8,7 @@ from host.lock import exclusive
 from host.process import HostError
 from host.setup import cache_root
 
-from longcat_core.weights import safetensors_file
+from longcat_core.weights import safetensors_writer
 from prepare.comparing import compare
 from prepare.plan import plan_work
 from prepare.writing import check_disk, write_outputs
@@ -42,7 +42,7 @@ def prepare(options: argparse.Namespace) -> int:
         OSError: a file cannot be read or written.
     """
     work = plan_work(options.source, options.dest, options.dtype, options.layout)
-    finished = {output.path for output in work.outputs if safetensors_file.is_finished(output.path, output.plan)}
+    finished = {output.path for output in work.outputs if safetensors_writer.is_finished(output.path, output.plan)}
     present = {output.path for output in work.outputs if output.path.exists()} - finished
     changed = {copy.path for copy in work.copies if copy.path.exists() and copy.path.read_bytes() != copy.content}
     in_the_way = sorted(changed if options.validate else changed | present)
@@ -59,9 +59,9 @@ def prepare(options: argparse.Namespace) -> int:
     for path in work.left_out:
         print(f"{path}: left out, as LoRAs are read from ComfyUI's models/loras; --layout comfy writes it")
     for copy in work.copies:
-        safetensors_file.write_small(copy.path, copy.content)
+        safetensors_writer.write_small(copy.path, copy.content)
     if new:
         write_outputs(new)
     for output in work.outputs:
-        safetensors_file.forget(output.path)
+        safetensors_writer.forget(output.path)
     return max([compare(output) for output in work.outputs]) if options.validate else 0

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from longcat_core.weights import safetensors_file
+from longcat_core.weights import safetensors_writer
 from prepare.plan import Output
 from prepare.report import num_data_bytes, peak_memory, progress_bar
 
@@ -18,7 +18,9 @@ def check_disk(outputs: Iterable[Output]) -> None:
         # The folders in ComfyUI's models folder may be links to several disks.
         place = next(folder for folder in output.path.parents if folder.is_dir())
         disk = place.stat().st_dev
-        needed[disk] = needed.get(disk, 0) + output.plan.nbytes - safetensors_file.bytes_done(output.path, output.plan)
+        needed[disk] = (
+            needed.get(disk, 0) + output.plan.nbytes - safetensors_writer.bytes_done(output.path, output.plan)
+        )
         places[disk] = place
     for disk, num_bytes in needed.items():
         free = shutil.disk_usage(places[disk]).free
@@ -36,11 +38,11 @@ def write_outputs(outputs: Sequence[Output]) -> None:
         ValueError: a disk is full or fails, or the source has numbers that are not finite.
     """
     started = time.monotonic()
-    done = sum(safetensors_file.bytes_done(output.path, output.plan) for output in outputs)
+    done = sum(safetensors_writer.bytes_done(output.path, output.plan) for output in outputs)
     with progress_bar("writing", outputs) as bar:
         for output in outputs:
             bar.set_description(output.path.name)
-            safetensors_file.write(output.path, output.plan, bar.update)
+            safetensors_writer.write(output.path, output.plan, bar.update)
     seconds = time.monotonic() - started
     for output in outputs:
         print(f"{output.path}: {output.kind}, {output.path.stat().st_size / 1e6:,.1f} MB")
