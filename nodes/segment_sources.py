@@ -1,6 +1,7 @@
 """What the inputs of a running node are made from, as ComfyUI knows it, for fingerprints of segments."""
 
 import asyncio
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -82,8 +83,9 @@ class ComfyGraph:
 def folder_content(folder: Path) -> list[tuple[str, str]]:
     """Names and contents of the files that *LongCat Loader* may read."""
     parts = (folder / part for part in (*DITS, TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER))
-    files = (path for part in parts for path in part.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return files_digest(files, folder)
+    files = (path for part in parts for path in part.rglob("*") if path.is_file())
+    seen = (path for path in files if not any(name.startswith(".") for name in path.relative_to(folder).parts))
+    return files_digest(seen, folder)
 
 
 def named_files(value: str, choices: list[Any] | None) -> list[Path]:
@@ -94,10 +96,10 @@ def named_files(value: str, choices: list[Any] | None) -> list[Path]:
         choices: all values that the input offers. Where they hold all files of a kind of folder, it is of that kind.
     """
     if Path(value).is_absolute():
-        return [path for path in [Path(value)] if path.is_file()]
+        return [path for path in [Path(value)] if os.access(path, os.R_OK) and path.is_file()]
     kinds = set(folder_paths.folder_names_and_paths) - NO_MODELS
     found = {kind: path for kind in kinds if value and (path := folder_paths.get_full_path(kind, value))}
-    offered = {kind for kind in found if choices and set(folder_paths.get_filename_list(kind)) <= set(choices)}
+    offered = {kind for kind in found if choices and all(n in choices for n in folder_paths.get_filename_list(kind))}
     return [Path(path) for kind, path in found.items() if kind in offered or not offered]
 
 

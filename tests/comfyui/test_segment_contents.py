@@ -216,7 +216,7 @@ def test_the_same_files_in_another_folder_go_on(runner: Runner, mine: Path, make
 def test_a_file_that_is_no_part_of_the_model_does_not_count(runner: Runner, mine: Path) -> None:
     """A LoRA in the folder, a note, what a downloader keeps."""
     assert runner.is_made_anew(storyboard())
-    for name in ("lora/other.safetensors", "README.md", "dit/.cache", "dit/.gitattributes"):
+    for name in ("lora/other.safetensors", "README.md", "dit/.cache/note", "dit/.gitattributes"):
         (mine / name).parent.mkdir(exist_ok=True)
         (mine / name).write_text("new")
     runner.forget()
