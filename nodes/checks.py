@@ -32,7 +32,7 @@ def checked(*checks: Check, ranges: Sequence[str] = ()) -> Callable[[Node], Node
         names = tuple(dict.fromkeys([*ranges, *parameters]))
         if names:
             node.validate_inputs = classmethod(_validation(checks, names))  # type: ignore[assignment]
-        node.execute = classmethod(_checked_when_run(checks, node.execute.__func__))  # type: ignore
+        node.execute = classmethod(_checked_when_run(checks, node.execute.__func__))  # type: ignore[assignment, attr-defined]
         return node
 
     return decorate

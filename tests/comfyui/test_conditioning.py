@@ -1,16 +1,23 @@
 """Image-to-video and continuation: condition frames, from the nodes that make them to the joined video."""
 
+import inspect
+import itertools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.latent_formats
+import folder_paths
 import numpy as np
 import pytest
 import torch
 from inprocess import find_node, node, sample
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from longcat_core import schedule
+from longcat_core.frames.waiting import ROUNDING, is_waiting
 
 Loaded = tuple[Any, Any, Any]
 Prompts = tuple[Any, Any]
@@ -470,3 +477,109 @@ def test_latent_that_was_not_sampled_is_refused(loaded: Loaded, video: Tensor) -
 )
 def test_continuations_refused_at_validation(arguments: dict, said: str) -> None:
     assert said in find_node("LongCatContinueLatent").validate_inputs(**arguments)
+
+
+ROUND_TRIPS: dict[str, Callable[[dict], dict]] = {
+    "bf16": lambda latent: {**latent, "samples": latent["samples"].bfloat16().float()},
+    "bf16 kept": lambda latent: {**latent, "samples": latent["samples"].bfloat16()},
+    "fp16": lambda latent: {**latent, "samples": latent["samples"].half().float()},
+    "saved and loaded": lambda latent: {"samples": saved_and_loaded(latent["samples"])},
+    "normalised and back": lambda latent: {
+        **latent,
+        "samples": WAN.process_out(WAN.process_in(latent["samples"].bfloat16())).float(),
+    },
+    "repeated": lambda latent: node("RepeatLatentBatch")(latent, 2)[0],
+    "cut along time": lambda latent: {**latent, "samples": latent["samples"][:, :, -2:]},
+    "resized in bf16": lambda latent: node("LatentUpscale")(
+        {**latent, "samples": latent["samples"].bfloat16()}, "bilinear", 96, 80, "disabled"
+    )[0],
+    **{
+        f"resized, {method}": lambda latent, method=method: node("LatentUpscale")(latent, method, 96, 80, "disabled")[0]
+        for method in ("nearest-exact", "bilinear", "area", "bicubic", "bislerp")
+    },
+}
+
+
+def saved_and_loaded(samples: Tensor) -> Tensor:
+    """Through the file of core's Save Latent and Load Latent."""
+    name = "waiting.latent"
+    folder = Path(folder_paths.get_input_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"latent_tensor": samples.contiguous(), "latent_format_version_0": torch.tensor([])}
+    save_file(tensors, folder / name)
+    return node("LoadLatent")(name)[0]["samples"]
+
+
+@pytest.mark.parametrize("trip", ROUND_TRIPS)
+@pytest.mark.parametrize("given", [False, True], ids=["empty", "behind given frames"])
+def test_a_latent_that_waits_for_noise_is_known_after_a_round_trip(
+    loaded: Loaded, prompts: Prompts, given: bool, trip: str
+) -> None:
+    start = from_frames(loaded[2], pictures(1), length=17) if given else node("LongCatLatent")(64, 64, 17)[0]
+    latent = ROUND_TRIPS[trip](start)
+    with pytest.raises(ValueError, match="The latent is empty: nothing was sampled"):
+        node("LongCatDecode")(loaded[2], latent)
+    with pytest.raises(ValueError, match="The latent is empty: nothing was sampled"):
+        node("LongCatContinueLatent")(latent, 33, 5)
+    with pytest.raises(ValueError, match="Mode refine starts from a video, but the latent is empty"):
+        node("LongCatSampler")(loaded[0], *prompts, latent, 7, 8, 1.0, "refine")
+
+
+@pytest.mark.parametrize("model", ["tiny", "toy"])
+def test_a_frame_of_one_color_is_not_taken_for_one_that_waits(loaded: Loaded, toy_model: Path, model: str) -> None:
+    """Nothing that is encoded is flatter; each has values far from those that wait, in most channels."""
+    vae = loaded[2] if model == "tiny" else node("LongCatLoader")(toy_model.name)[2]
+    allowed = ROUNDING * WAN.latents_mean.abs()
+    for color in itertools.product((0.0, 0.5, 1.0), repeat=3):
+        samples = encoded(vae, torch.tensor(color).expand(5, 64, 64, 3))
+        for latent in (samples, samples[:, :, :1], samples.bfloat16().float()):
+            assert not is_waiting(latent)
+            distances = [
+                ((latent[:, :, -1:] - value).abs() / allowed).amax((0, 2, 3, 4)) for value in (0, WAN.latents_mean)
+            ]
+            for distance in distances:
+                assert distance.max() > 20
+                assert (distance > 1).sum() >= 8
+
+
+def test_one_sampled_video_in_a_batch_makes_it_no_waiting_one(finished: dict) -> None:
+    samples = finished["samples"].clone()
+    assert not is_waiting(samples)
+    samples[0] = 0
+    assert not is_waiting(samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "validated"),
+    [
+        ("LongCatLoader", ["folder"]),
+        ("LongCatLatent", ["height", "length", "size", "width"]),
+        ("LongCatContinueLatent", ["length", "num_cond_frames"]),
+        ("LongCatRefineLatent", ["height", "num_cond_frames", "size", "width"]),
+        ("LongCatSigmas", ["mode", "steps", "threshold"]),
+        ("LongCatSampler", ["mode", "steps", "threshold"]),
+        ("LongCatBlockSparseAttention", ["cdf", "chunk_frames", "chunk_height", "chunk_width", "sparsity"]),
+        (
+            "LongCatStoryboard",
+            [
+                *("filename_prefix", "height", "length", "mode", "num_cond_frames"),
+                *("prompts", "segments", "size", "steps", "width"),
+            ],
+        ),
+        (
+            "LongCatRefineVideo",
+            ["filename_prefix", "height", "length", "num_cond_frames", "size", "steps", "threshold", "width"],
+        ),
+    ],
+)
+def test_one_mistake_is_shown_for_these_inputs(name: str, validated: list[str]) -> None:
+    """Core repeats the sentence of `validate_inputs` for each input that its signature names."""
+    declared = inspect.getfullargspec(find_node(name).validate_inputs)
+    inputs = {declared.id for declared in find_node(name).define_schema().inputs}
+    assert sorted(inputs.intersection(declared.args)) == validated
+    assert declared.varkw is None
+
+
+def test_nodes_without_checks_leave_validation_to_core() -> None:
+    for name in ("LongCatJoin", "LongCatDecode", "LongCatCFGZero", "LongCatKVCache", "LongCatTextEncode"):
+        assert "validate_inputs" not in vars(find_node(name))

@@ -1,5 +1,6 @@
 """Refinement: from a finished video to its latent, through a sampler, to twice the frames at the new size."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -232,6 +233,83 @@ def test_a_refined_latent_is_not_continued(loaded: Loaded) -> None:
     latent = refine_latent(loaded, video(16))
     with pytest.raises(ValueError, match=r"refined video, which ends with padding. Continue the video before"):
         node("LongCatContinueLatent")(latent, 33, 13)
+
+
+def test_a_refined_latent_without_padding_is_continued(loaded: Loaded) -> None:
+    latent = refine_latent(loaded, video(13), "spatial")
+    assert latent[SHOWN_FRAMES] == (0, 13)
+    assert node("LongCatContinueLatent")(latent, 33, 13)[0][SHOWN_FRAMES] is None
+
+
+KEEPING: dict[str, Callable[[dict], dict]] = {
+    "LatentUpscale": lambda latent: node("LatentUpscale")(latent, "bilinear", 96, 64, "disabled")[0],
+    "RepeatLatentBatch": lambda latent: node("RepeatLatentBatch")(latent, 2)[0],
+    "LatentFromBatch": lambda latent: node("LatentFromBatch")(latent, 0, 1)[0],
+    "LatentComposite": lambda latent: node("LatentComposite")(latent, latent, 0, 0)[0],
+    "LatentAdd": lambda latent: node("LatentAdd")(latent, latent)[0],
+    "LatentBlend": lambda latent: node("LatentBlend")(latent, latent, 0.5)[0],
+    "LatentBatch": lambda latent: node("LatentBatch")(latent, latent)[0],
+    "SetLatentNoiseMask": lambda latent: node("SetLatentNoiseMask")(latent, torch.ones(1, 64, 64))[0],
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_latent_nodes_of_core_keep_what_is_shown(loaded: Loaded, name: str) -> None:
+    for latent in (refine_latent(loaded, video(5)), node("LongCatLatent")(64, 64, 13)[0]):
+        assert KEEPING[name](latent)[SHOWN_FRAMES] == latent[SHOWN_FRAMES]
+
+
+def test_samplers_of_core_keep_what_is_shown(loaded: Loaded, prompts: Any) -> None:
+    model, latent = loaded[0], refine_latent(loaded, video(5))
+    (sigmas,), (euler,) = node("LongCatSigmas")(model, 50, "refine"), node("KSamplerSelect")("euler")
+    (guider,), (noise,) = node("BasicGuider")(model, prompts[0]), node("RandomNoise")(3)
+    sampled = [
+        *node("SamplerCustomAdvanced")(noise, guider, euler, sigmas, latent),
+        *node("SamplerCustom")(model, True, 3, 1.0, prompts[0], prompts[0], euler, sigmas, latent),
+        node("KSampler")(model, 3, 2, 1.0, "euler", "longcat", prompts[0], prompts[0], latent, 0.5)[0],
+    ]
+    assert [found[SHOWN_FRAMES] for found in sampled] == [(0, 10)] * 5
+
+
+def test_every_latent_of_our_nodes_says_what_is_shown(loaded: Loaded) -> None:
+    vae, image = loaded[2], video(1, 64, 64)
+    (empty,) = node("LongCatLatent")(64, 64, 13)
+    (given,) = node("LongCatLatent")(64, 64, 13, 2, vae, image)
+    finished = {"samples": torch.randn(1, 16, 4, 8, 8), SHOWN_FRAMES: None}
+    (continued,) = node("LongCatContinueLatent")(finished, 13, 5)
+    assert [latent[SHOWN_FRAMES] for latent in (empty, given, continued)] == [None] * 3
+    assert refine_latent(loaded, video(5))[SHOWN_FRAMES] == (0, 10)
+
+
+def test_a_whole_video_is_decoded_whole_after_it_was_cut_or_joined(loaded: Loaded) -> None:
+    whole = {"samples": torch.randn(1, 16, 4, 8, 8), SHOWN_FRAMES: None}
+    (cut,), (twice,) = node("LatentCut")(whole, "t", 1, 2), node("LatentConcat")(whole, whole, "t")
+    assert [len(node("LongCatDecode")(loaded[2], latent)[0]) for latent in (cut, twice)] == [5, 29]
+
+
+@pytest.mark.parametrize("size", [(704, 1280), (960, 960)])
+def test_a_reloaded_refined_latent_is_refused(loaded: Loaded, size: tuple[int, int]) -> None:
+    """Save Latent and Load Latent keep nothing but the samples: which of them are padding is not known any more."""
+    reloaded = {"samples": torch.randn(1, 16, 4, size[0] // 8, size[1] // 8)}
+    said = f"4 latent frames of {size[1]} x {size[0]} pixels, but does not say which of its frames are padding"
+    with pytest.raises(ValueError, match=said):
+        node("LongCatDecode")(loaded[2], reloaded)
+    with pytest.raises(ValueError, match=said):
+        node("LongCatContinueLatent")(reloaded, 33, 5)
+
+
+def test_of_a_reloaded_latent_of_another_size_the_log_says_what_may_be_padding(
+    loaded: Loaded, caplog: pytest.LogCaptureFixture
+) -> None:
+    latent = refine_latent(loaded, video(5))
+    (frames,) = node("LongCatDecode")(loaded[2], latent)
+    assert "may be" not in caplog.text
+    with caplog.at_level("INFO"):
+        (reloaded,) = node("LongCatDecode")(loaded[2], {"samples": latent["samples"]})
+    assert (len(frames), len(reloaded)) == (10, 13)
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("LongCat Decode")]
+    assert len(lines) == 1
+    assert "does not say which of its 13 frames are the video" in lines[0]
 
 
 def test_every_refined_bucket_is_whole_chunks() -> None:
