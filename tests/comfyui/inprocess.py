@@ -8,6 +8,7 @@ import comfy_extras.nodes_context_windows
 import comfy_extras.nodes_custom_sampler
 import comfy_extras.nodes_easycache
 import comfy_extras.nodes_hunyuan
+import comfy_extras.nodes_latent
 import comfy_extras.nodes_lora_debug
 import comfy_extras.nodes_model_advanced
 import comfy_extras.nodes_model_merging
@@ -21,6 +22,7 @@ EXTRAS = (
     comfy_extras.nodes_custom_sampler,
     comfy_extras.nodes_easycache,
     comfy_extras.nodes_hunyuan,
+    comfy_extras.nodes_latent,
     comfy_extras.nodes_lora_debug,
     comfy_extras.nodes_model_advanced,
     comfy_extras.nodes_model_merging,
