@@ -8,13 +8,16 @@ import comfy_extras.nodes_context_windows
 import comfy_extras.nodes_custom_sampler
 import comfy_extras.nodes_easycache
 import comfy_extras.nodes_hunyuan
-import comfy_extras.nodes_latent
 import comfy_extras.nodes_lora_debug
 import comfy_extras.nodes_model_advanced
 import comfy_extras.nodes_model_merging
+import comfy_extras.nodes_post_processing
 import comfy_extras.nodes_torch_compile
 import nodes
 import torch
+
+# isort: split
+import comfy_extras.nodes_latent  # behind nodes_post_processing: each imports the other
 
 EXTRAS = (
     comfy_extras.nodes_cfg,

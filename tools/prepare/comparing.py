@@ -8,9 +8,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from longcat_core.conversion.values import HALF_STEP, Plain, Quantised, has_same_bytes
 from longcat_core.weights.safetensors_file import NAMES
 from longcat_core.weights.vae_umt5 import wrong_names
-from longcat_core.weights.values import HALF_STEP, Plain, Quantised, has_same_bytes
 from prepare.plan import Output
 from prepare.report import peak_memory, progress_bar
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from longcat_core.weights.convert import (
+from longcat_core.conversion.model import (
     COMFY_PLACES,
     DIT,
     LORA,

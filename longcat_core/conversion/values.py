@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import quantization
-from .advice import GET_AGAIN
-from .safetensors_file import TensorType
+from ..weights import quantization
+from ..weights.advice import GET_AGAIN
+from ..weights.safetensors_file import TensorType
 
 CHUNK_BYTES = 4 << 20
 """Of values at a time: what a processor's cache holds is converted twice as fast as four times as much."""

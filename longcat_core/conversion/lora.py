@@ -7,14 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..lora.changes import Change, read_change
+from ..lora.file import LoraFile
+from ..lora.names import is_for_text, names_of
 from ..weights import layouts
 from ..weights.advice import GET_AGAIN
 from ..weights.safetensors_file import Reader, TensorType
 from ..weights.stored import Stored
-from ..weights.values import Held, Plain, Quantised
-from .changes import Change, read_change
-from .file import LoraFile
-from .names import is_for_text, names_of
+from .values import Held, Plain, Quantised
 
 PREFIX = "diffusion_model."
 

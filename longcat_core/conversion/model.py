@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterator
 
 import torch
 
-from ..lora.convert import lora_targets
 from ..lora.file import LoraFile
-from . import judge, layouts, quantization, vae_umt5
-from .advice import GET_AGAIN
-from .safetensors_file import Reader
-from .stored import Renamed, Stored, StoredLayer, layers_of
+from ..weights import judge, layouts, quantization, vae_umt5
+from ..weights.advice import GET_AGAIN
+from ..weights.safetensors_file import Reader
+from ..weights.stored import Renamed, Stored, StoredLayer, layers_of
+from .lora import lora_targets
 from .values import Held, Joined, Plain, Quantised, Scaled, Values, ranges
 
 RULES = "1"

@@ -1,0 +1,1 @@
+"""From the weights that people have to single files, some rows at a time."""
