@@ -8,8 +8,14 @@ from comfy_api.latest import io
 from ..longcat_core.comfyui import cached_sampling
 from ..longcat_core.comfyui.model_base import LongCatVideoModel
 from ..longcat_core.frames.geometry import TokenGrid
-from ..longcat_core.sparse import attention as sparse_attention
-from ..longcat_core.sparse.attention import BLOCK_SPARSE, DEFAULT_CHUNK, DEFAULT_SPARSITY, BlockSparse
+from ..longcat_core.sparse.attention import (
+    BACKENDS,
+    BLOCK_SPARSE,
+    DEFAULT_CHUNK,
+    DEFAULT_SPARSITY,
+    Backend,
+    BlockSparse,
+)
 from .checks import checked
 
 KEY = "longcat_kv_cache"
@@ -93,7 +99,7 @@ class LongCatBlockSparseAttention(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "backend",
-                    options=list(sparse_attention.BACKENDS),
+                    options=list(BACKENDS),
                     default="auto",
                     optional=True,
                     tooltip="flex: PyTorch's flex_attention, compiled for the graphics card at the first use. gather: "
@@ -122,7 +128,7 @@ class LongCatBlockSparseAttention(io.ComfyNode):
         cls,
         model: Any,
         sparsity: float,
-        backend: sparse_attention.Backend = "auto",
+        backend: Backend = "auto",
         cdf: float = 0.0,
         chunk_frames: int = DEFAULT_CHUNK.frames,
         chunk_height: int = DEFAULT_CHUNK.height,

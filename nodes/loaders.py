@@ -8,7 +8,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..longcat_core.comfyui import load as checkpoint
+from ..longcat_core.comfyui.load import TEXT_ENCODER, VAE, find_model_folders, load_dit, load_text_encoder, load_vae
 from .checks import checked
 
 MODELS_FOLDER = "longcat"
@@ -22,7 +22,7 @@ WEIGHT_DTYPES = {
 
 def model_folders() -> dict[str, Path]:
     """Model folders by name, from `models/longcat` and the `longcat` entries of extra_model_paths."""
-    return checkpoint.find_model_folders(folder_paths.get_folder_paths(MODELS_FOLDER))
+    return find_model_folders(folder_paths.get_folder_paths(MODELS_FOLDER))
 
 
 def model_folder(folder: str) -> Path:
@@ -85,9 +85,9 @@ class LongCatLoader(io.ComfyNode):
         """Load the parts that the folder has; using one that it lacks is an error where it is used."""
         path = model_folder(folder)
         return io.NodeOutput(
-            checkpoint.load_dit(path, WEIGHT_DTYPES[weight_dtype]),
-            part(path, checkpoint.TEXT_ENCODER, checkpoint.load_text_encoder, "Load CLIP (type wan)"),
-            part(path, checkpoint.VAE, checkpoint.load_vae, "Load VAE"),
+            load_dit(path, WEIGHT_DTYPES[weight_dtype]),
+            part(path, TEXT_ENCODER, load_text_encoder, "Load CLIP (type wan)"),
+            part(path, VAE, load_vae, "Load VAE"),
         )
 
 

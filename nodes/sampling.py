@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
 from ..longcat_core import schedule
-from ..longcat_core.comfyui import family as detection
+from ..longcat_core.comfyui import family
 from ..longcat_core.frames.waiting import is_waiting
 from ..longcat_core.guidance import cfg_zero_denoised
 from .checks import checked
@@ -17,7 +17,7 @@ from .inputs import cfg_input, check_schedule, mode_input, seed_input, steps_inp
 
 def model_sigmas(model: Any, steps: int, mode: schedule.Mode, threshold: float) -> torch.Tensor:
     """A schedule with the shift that the model carries, which ModelSamplingSD3 may have changed."""
-    return schedule.sigmas(mode, steps, detection.flow_shift(model.get_model_object("model_sampling")), threshold)
+    return schedule.sigmas(mode, steps, family.flow_shift(model.get_model_object("model_sampling")), threshold)
 
 
 def cfg_zero_hook(args: dict[str, Any]) -> torch.Tensor:
