@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..weights import quantization
 from ..weights.advice import GET_AGAIN
+from ..weights.quantization import up_to
 from ..weights.safetensors_file import TensorType
 
 CHUNK_BYTES = 4 << 20
@@ -148,7 +149,10 @@ class Quantised:
             quantization.INT8: (TensorType(torch.int8, (rows, columns)), TensorType(torch.float32, (rows, 1))),
             quantization.NVFP4: (
                 TensorType(torch.uint8, (up_to(rows, 16), up_to(columns, 16) // 2)),
-                TensorType(torch.float8_e4m3fn, (up_to(rows, 128), up_to(up_to(columns, 16) // 16, 4))),
+                TensorType(
+                    torch.float8_e4m3fn,
+                    (up_to(rows, 128), up_to(up_to(columns, 16) // 16, 4)),
+                ),
             ),
         }[self.quant_format]
         second = {f"{self.layer}.weight_scale_2": TensorType(torch.float32, ())}
@@ -208,7 +212,10 @@ class Quantised:
     def _multiplied_out(self, stored: Callable[[str, int, int], Tensor], start: int, stop: int) -> Tensor:
         weight, scale = f"{self.layer}.weight", f"{self.layer}.weight_scale"
         if self.quant_format == quantization.NVFP4:
-            numbers, scales = stored(weight, start, up_to(stop, 16)), stored(scale, start, up_to(stop, 128))
+            numbers, scales = (
+                stored(weight, start, up_to(stop, 16)),
+                stored(scale, start, up_to(stop, 128)),
+            )
             found = quantization.dequantise_nvfp4(numbers, scales, stored(f"{scale}_2", 0, 1))
             return found[: stop - start, : self.values.type.shape[1]]
         scale_rows = (start, stop) if self.quant_format == quantization.INT8 else (0, 1)
@@ -221,11 +228,6 @@ class Quantised:
             check_finite(self.layer, torch.stack((lowest, highest)))
             largest = max(largest, -lowest.item(), highest.item())
         return largest
-
-
-def up_to(size: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-size // multiple) * multiple
 
 
 def has_same_bytes(x: Tensor, other: Tensor) -> bool:

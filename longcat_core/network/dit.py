@@ -29,7 +29,7 @@ from comfy.ldm.flux.layers import EmbedND, timestep_embedding
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..frames.geometry import LATENT_CHANNELS, PATCH_SIZE, LatentShape, TokenGrid
+from ..frames.geometry import LATENT_CHANNELS, PATCH_SIZE, LatentShape, TokenGrid, up_to_multiple
 from ..sparse.attention import BLOCK_SPARSE
 from . import rope
 from .attention import NORM_EPS, CrossAttention, SelfAttention
@@ -43,7 +43,7 @@ MLP_RATIO = 4
 
 def ffn_hidden_size(hidden_size: int, mlp_ratio: float = MLP_RATIO) -> int:
     """SwiGLU width of the reference: two thirds of the plain MLP's, rounded up to a multiple of 256 (11008 at 4096)."""
-    return -(-int(2 * hidden_size * mlp_ratio / 3) // FFN_MULTIPLE) * FFN_MULTIPLE
+    return up_to_multiple(int(2 * hidden_size * mlp_ratio / 3), FFN_MULTIPLE)
 
 
 def fp32_operations(operations: Any) -> Any:

@@ -10,6 +10,8 @@ from typing import Any, overload
 
 from torch import Tensor
 
+from ..frames.geometry import ceil_div
+
 MAX_SPAN_TOKENS = 16384
 # Of all tokens at once: the tokens, modulated ones, queries, keys, values, what they attended to, and three for kernels
 # that make copies. Of the tokens of a span: what the projections, norms and rotations make in between.
@@ -53,8 +55,8 @@ def span_of(x: Tensor, start: int, end: int, units: int) -> Tensor:
 def span_units(inputs: tuple[Tensor, ...]) -> int:
     """Frames (tokens, if all inputs are tokens) of one span: spans are of about the same size, none above the limit."""
     tokens = max(x.shape[0] for x in inputs) * max(x.shape[1] for x in inputs)
-    num_spans = -(-tokens // MAX_SPAN_TOKENS)
-    return -(-min(x.shape[1] for x in inputs) // num_spans)
+    num_spans = ceil_div(tokens, MAX_SPAN_TOKENS)
+    return ceil_div(min(x.shape[1] for x in inputs), num_spans)
 
 
 def activation_bytes(num_tokens: int, hidden_size: int, itemsize: int, has_cache: bool = False) -> int:

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..frames.geometry import TokenGrid
+from ..frames.geometry import TokenGrid, ceil_div
 
 
 class Chunking(NamedTuple):
@@ -26,7 +26,7 @@ class Chunking(NamedTuple):
     @property
     def counts(self) -> TokenGrid:
         """Chunks along each axis."""
-        return TokenGrid(*(-(-size // step) for size, step in zip(self.grid, self.chunk, strict=True)))
+        return TokenGrid(*(ceil_div(size, step) for size, step in zip(self.grid, self.chunk, strict=True)))
 
     @property
     def padding(self) -> tuple[int, int, int]:

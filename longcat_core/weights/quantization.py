@@ -92,3 +92,8 @@ def dequantise_nvfp4(quantised: Tensor, block_scales: Tensor, scale: Tensor) -> 
     import comfy_kitchen
 
     return comfy_kitchen.dequantize_nvfp4(quantised, scale, block_scales, torch.float32)
+
+
+def up_to(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple

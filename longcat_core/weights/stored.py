@@ -188,7 +188,7 @@ class StoredLayer(NamedTuple):
         """The shape of the stored numbers: nvfp4 packs two into a byte and fills both sides up to multiples of 16."""
         if parameter != "weight" or len(shape) != 2 or quantization.SECOND_SCALE not in self.tensors:
             return shape
-        return tuple(-(-size // 16) * 16 // divisor for size, divisor in zip(shape, (1, 2), strict=True))
+        return tuple(quantization.up_to(size, 16) // divisor for size, divisor in zip(shape, (1, 2), strict=True))
 
     def _lacks_scale(self, are_others_scaled: bool) -> bool:
         """Whether a scale is needed: by integers, by what is marked as quantised, by fp8 matrices among scaled ones.
@@ -212,7 +212,7 @@ class StoredLayer(NamedTuple):
             return True
         if quantization.SECOND_SCALE in self.tensors and len(weight.shape) == 2:  # tiles of 128 rows and 4 columns
             rows, bytes_per_row = weight.shape
-            return scale.shape == (-(-rows // 128) * 128, -(-bytes_per_row // 32) * 4)
+            return scale.shape == (quantization.up_to(rows, 128), quantization.up_to(bytes_per_row, 32) // 8)
         rows = weight.num_rows if weight.dtype == torch.int8 else 1
         return scale.num_elements == 1 or scale.shape in ((rows,), (rows, 1))
 
