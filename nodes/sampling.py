@@ -4,6 +4,7 @@ from typing import Any
 
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 
@@ -29,7 +30,7 @@ def cfg_zero_hook(args: dict[str, Any]) -> torch.Tensor:
     )
 
 
-def with_cfg_zero(model: Any) -> Any:
+def with_cfg_zero(model: ModelPatcher) -> ModelPatcher:
     """A clone of the model that guides with CFG-zero*; a model that does already stays as it is."""
     model = model.clone()
     if cfg_zero_hook not in model.model_options.get("sampler_post_cfg_function", []):

@@ -20,6 +20,7 @@ import comfy.supported_models_base
 import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.wan
 import comfy.utils
+from comfy.model_patcher import ModelPatcher
 
 from ..schedule import DEFAULT_SHIFT
 from ..weights.folder import CONFIG, check_names, check_sizes, read_json, setting, weight_files
@@ -62,7 +63,7 @@ def find_model_folders(roots: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_dynamic: bool = False) -> Any:
+def load_dit(folder: Path, model_options: dict[str, Any] | None = None, disable_dynamic: bool = False) -> ModelPatcher:
     """The network of a folder as a ComfyUI ModelPatcher, with the shift of `folder/scheduler`.
 
     Args:
@@ -112,7 +113,7 @@ def read_shift(folder: Path) -> float:
     return float(shift)
 
 
-def load_vae(folder: Path) -> Any:
+def load_vae(folder: Path) -> comfy.sd.VAE:
     """The VAE in `folder/vae` as a ComfyUI VAE.
 
     Raises:
@@ -134,12 +135,12 @@ def load_vae(folder: Path) -> Any:
     return vae
 
 
-def vae_patcher(folder: Path, disable_dynamic: bool = False) -> Any:
+def vae_patcher(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
     """A fresh patcher of the VAE, for ComfyUI's clones on other devices; core offers no non-dynamic VAE either."""
     return load_vae(folder).patcher
 
 
-def load_text_encoder(folder: Path, disable_dynamic: bool = False) -> Any:
+def load_text_encoder(folder: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """UMT5 in `folder/text_encoder` with `folder/tokenizer` as a ComfyUI CLIP.
 
     Raises:
@@ -173,7 +174,7 @@ def load_text_encoder(folder: Path, disable_dynamic: bool = False) -> Any:
     return clip
 
 
-def text_encoder_patcher(folder: Path, disable_dynamic: bool = False) -> Any:
+def text_encoder_patcher(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
     """A fresh patcher of the text encoder, for ComfyUI's clones on other devices."""
     return load_text_encoder(folder, disable_dynamic=disable_dynamic).patcher
 

@@ -9,6 +9,7 @@ import comfy.conds
 import comfy.model_base
 import comfy.model_management
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..frames.geometry import LatentShape
@@ -35,12 +36,12 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
         )
 
     @property
-    def current_patcher(self) -> Any:
+    def current_patcher(self) -> ModelPatcher | None:
         """The patcher that samples: core sets it when a run begins, and takes it back however the run ends."""
         return self._current_patcher
 
     @current_patcher.setter
-    def current_patcher(self, patcher: Any) -> None:
+    def current_patcher(self, patcher: ModelPatcher | None) -> None:
         self._current_patcher = patcher
         if patcher is None:
             self.run: Run | None = None
