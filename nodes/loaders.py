@@ -8,7 +8,18 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..longcat_core.comfyui.load import TEXT_ENCODER, VAE, find_model_folders, load_dit, load_text_encoder, load_vae
+from ..longcat_core.comfyui.load import (
+    DITS,
+    SCHEDULER,
+    TEXT_ENCODER,
+    TOKENIZER,
+    VAE,
+    find_model_folders,
+    load_dit,
+    load_text_encoder,
+    load_vae,
+)
+from ..longcat_core.segments.contents import files_digest
 from .checks import checked
 
 MODELS_FOLDER = "longcat"
@@ -39,6 +50,14 @@ def model_folder(folder: str) -> Path:
         f"There is no model folder '{folder}'; found: {', '.join(found) or 'none'}. Put the downloaded folder into "
         f"{roots}, so that its dit/, text_encoder/, tokenizer/ and vae/ lie in a folder of that name, then press R."
     )
+
+
+def folder_content(folder: Path) -> list[tuple[str, str]]:
+    """Names and contents of the files of a model folder that are read; of large files a sample of the contents."""
+    parts = (folder / part for part in (*DITS, TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER))
+    files = (path for part in parts for path in part.rglob("*") if path.is_file())
+    seen = (path for path in files if not any(name.startswith(".") for name in path.relative_to(folder).parts))
+    return files_digest(seen, folder)
 
 
 @checked(model_folder)
@@ -79,6 +98,11 @@ class LongCatLoader(io.ComfyNode):
                 io.Vae.Output(tooltip="The Wan 2.1 VAE."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, weight_dtype: str = "default") -> str:
+        """What the files hold: when they are replaced under their names, ComfyUI loads them anew."""
+        return str(folder_content(model_folder(folder)))
 
     @classmethod
     def execute(cls, folder: str, weight_dtype: str = "default") -> io.NodeOutput:

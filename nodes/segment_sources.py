@@ -7,17 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import execution
 import folder_paths
 import nodes
 
-from ..longcat_core.comfyui.load import DITS, SCHEDULER, TEXT_ENCODER, TOKENIZER, VAE
-from ..longcat_core.segments.contents import file_digest, files_digest, memory_digest
+from ..longcat_core.segments.contents import file_digest, memory_digest, model_of
 from ..longcat_core.segments.fingerprint import conditioning_digest, digest, graph_digest
-from .loaders import model_folders
+from .loaders import folder_content, model_folders
 
-FOLDER_INPUT = ("LongCatLoader", "folder")
+MODELS = {"MODEL", "CLIP", "VAE"}
+FIRST_MET: WeakKeyDictionary[Any, dict[tuple[str, str, str], Any]] = WeakKeyDictionary()
+"""What the files of its loaders held when a model was first met: a cached loader gives the same model again."""
 NO_MODELS = {"custom_nodes", "datasets"}  # kinds of folders in which ComfyUI takes any file for one of theirs
 
 
@@ -26,13 +28,16 @@ class Declared(NamedTuple):
 
     defaults: dict[str, Any]
     choices: dict[str, list[Any]]
+    changes_models: bool
+    """Whether it takes a model, as a node for LoRAs does and a loader does not."""
 
 
 def declared(class_type: str) -> Declared:
     """Of a node of any kind that ComfyUI knows."""
     groups = nodes.NODE_CLASS_MAPPINGS[class_type].INPUT_TYPES()
-    found = Declared({}, {})
-    for name, (kind, *more) in [*groups.get("required", {}).items(), *groups.get("optional", {}).items()]:
+    inputs = {**groups.get("required", {}), **groups.get("optional", {})}
+    found = Declared({}, {}, any(kind in MODELS for kind, *_ in inputs.values() if isinstance(kind, str)))
+    for name, (kind, *more) in inputs.items():
         options = more[0] if more else {}
         if "default" in options:
             found.defaults[name] = options["default"]
@@ -48,6 +53,8 @@ class ComfyGraph:
 
     dynprompt: Any
     known: dict[str, Declared] = field(default_factory=dict)
+    loaded: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+    """Contents of files by what named them, where they are known from before."""
 
     def node(self, node_id: str) -> Mapping[str, Any]:
         """Of the prompt, or one that another node put into it meanwhile."""
@@ -65,7 +72,16 @@ class ComfyGraph:
 
     def file(self, class_type: str, name: str, value: str) -> Any:
         """Contents of the model folder, or of the file, at whatever place ComfyUI finds it."""
-        if (class_type, name) == FOLDER_INPUT and value in model_folders():
+        if class_type and self.declared(class_type).changes_models:
+            return self.content(class_type, name, value)
+        named = (class_type, name, value)
+        if named not in self.loaded:
+            self.loaded[named] = self.content(*named)
+        return self.loaded[named]
+
+    def content(self, class_type: str, name: str, value: str) -> Any:
+        """Contents as they are now; None where the value names nothing."""
+        if value in model_folders():
             return folder_content(model_folders()[value])
         choices = self.declared(class_type).choices.get(name) if class_type else None
         return sorted({file_digest(path) for path in named_files(value, choices)}) or None
@@ -78,14 +94,6 @@ class ComfyGraph:
         asked = execution.IsChangedCache("", self.dynprompt, None)
         with ThreadPoolExecutor(1) as other:  # the running node keeps this thread's event loop busy
             return other.submit(asyncio.run, asked.get(node_id)).result()
-
-
-def folder_content(folder: Path) -> list[tuple[str, str]]:
-    """Names and contents of the files that *LongCat Loader* may read."""
-    parts = (folder / part for part in (*DITS, TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER))
-    files = (path for part in parts for path in part.rglob("*") if path.is_file())
-    seen = (path for path in files if not any(name.startswith(".") for name in path.relative_to(folder).parts))
-    return files_digest(seen, folder)
 
 
 def named_files(value: str, choices: list[Any] | None) -> list[Path]:
@@ -105,9 +113,14 @@ def named_files(value: str, choices: list[Any] | None) -> list[Path]:
 
 def models_digest(hidden: Any, **connected: Any) -> str:
     """A fingerprint of the MODEL, CLIP and VAE that are connected to the inputs of these names of a running node."""
-    graph = ComfyGraph(hidden.dynprompt)
-    inputs = graph.node(hidden.unique_id)["inputs"]
-    return digest(*((graph_digest(graph, inputs[name]), memory_digest(found)) for name, found in connected.items()))
+    inputs = ComfyGraph(hidden.dynprompt).node(hidden.unique_id)["inputs"]
+    found = []
+    for name, source in connected.items():
+        model = model_of(source)
+        loaded = {} if model is None else FIRST_MET.setdefault(model, {})
+        graph = ComfyGraph(hidden.dynprompt, loaded=loaded)
+        found.append((graph_digest(graph, inputs[name]), memory_digest(source)))
+    return digest(*found)
 
 
 def prompt_digest(hidden: Any, name: str, conditioning: list) -> str:

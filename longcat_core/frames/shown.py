@@ -16,6 +16,8 @@ from .geometry import TEMPORAL_SCALE, LatentShape, latent_frames, up_to_multiple
 SHOWN_FRAMES = "longcat_shown_frames"
 """The key of a LATENT: the first decoded frame that is not padding and how many there are, or `ALL_FRAMES`."""
 ALL_FRAMES = None
+TRAINED_LATENTS = latent_frames(93)
+"""The most that a video has which is not refined; refinement makes about twice as many of them."""
 LATENT_MULTIPLE = 4
 """Condition and noise latents of a refined video are each a multiple of this, the chunk of block-sparse attention."""
 
@@ -29,8 +31,8 @@ def is_padded(latent: dict[str, Any]) -> bool:
 def check_says_what_is_shown(latent: dict[str, Any], title: str) -> None:
     """Refuse a LATENT that does not say what is padding and has the look of a refined one.
 
-    Every refined one has a multiple of 4 latent frames, and so do others: only the trained size of refined videos makes
-    it likely. At other sizes the log says which frames may be padding.
+    Every refined one has a multiple of 4 latent frames, and so do others: only the trained size of refined videos and
+    more frames than others are trained with make it likely. Otherwise the log says which frames may be padding.
 
     Args:
         latent: with samples `[B, 16, T, H, W]`.
@@ -43,12 +45,13 @@ def check_says_what_is_shown(latent: dict[str, Any], title: str) -> None:
     if SHOWN_FRAMES in latent or shape.frames % LATENT_MULTIPLE:
         return
     video = shape.pixels()
-    if buckets.Size(video.height, video.width) in buckets.BUCKETS[buckets.REFINED]:
+    is_refined_size = buckets.Size(video.height, video.width) in buckets.BUCKETS[buckets.REFINED]
+    if is_refined_size and shape.frames > TRAINED_LATENTS:
         raise ValueError(
             f"The latent has the size of a refined video, {shape.frames} latent frames of {video.width} x "
             f"{video.height} pixels, but does not say which of its frames are padding, as a latent from Load Latent "
-            f"never does. Connect the sampler's own latent, or decode this one with VAE Decode, which leaves the "
-            f"padding in, and cut off what repeats the first or the last frame."
+            f"never does. Connect the sampler's own latent, or decode this one with VAE Decode, which leaves all "
+            f"frames in, and, if it was refined, cut off what repeats the first or the last frame."
         )
     logging.info(
         "%s: the latent does not say which of its %s frames are the video; if it was refined and then saved, up to %s "

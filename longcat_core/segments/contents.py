@@ -1,17 +1,18 @@
 """Which weights a model has: fingerprints of files, and of what lies in memory.
 
 Both are needed. A file says exactly which weights and LoRAs were asked for, whatever they are cast to and wherever they
-lie; but a loader that was cached before its file was replaced still gives the old weights, and a loader of another pack
-may find its file in ways that no input tells. Memory says what is there, but matrices in it may be quantised, merged
-with LoRAs or on any device, and some LoRAs are only functions. So of memory only what every way of loading keeps is
-looked at: vectors (biases, norms), and the patches that wait beside the weights.
+lie. But a loader that was cached before its file was replaced still gives the old weights: what its file held when the
+model was first met stands as long as that model lives. And a loader of another pack may find its file in ways that no
+input tells. Memory says what is there, but matrices in it may be quantised, merged with LoRAs or on any device. So of
+memory only what every way of loading keeps is looked at: vectors (biases, norms), and the LoRAs that wait beside the
+weights, to be merged or bypassed.
 
-Neither reads all of 27 GB: of what is large a sample is taken. Weights that were trained, exchanged or quantised anew
-differ everywhere; a change of a few numbers in gigabytes may be missed.
+Neither reads all of 27 GB: of what is large a sample is taken, so a change of a few numbers in gigabytes may be missed.
 """
 
 import functools
 import hashlib
+import inspect
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -62,8 +63,7 @@ def memory_digest(source: Any) -> str:
 
     The same before and after it was moved, partly loaded or merged with its LoRAs, in this process and in another.
     """
-    patcher = getattr(source, "patcher", source)
-    model = getattr(patcher, "model", None)
+    patcher, model = getattr(source, "patcher", source), model_of(source)
     found = hashlib.sha256(type(model).__name__.encode())
     if isinstance(model, torch.nn.Module):
         unmerged = getattr(patcher, "backup", {})
@@ -75,7 +75,33 @@ def memory_digest(source: Any) -> str:
         found.update(str(name).encode())
         for tensor in tensors_of(patches):
             found.update(sample(tensor))
+    for name, adapter in bypassed_adapters(patcher):
+        found.update(name.encode())
+        for tensor in tensors_of(adapter):
+            found.update(sample(tensor))
     return found.hexdigest()
+
+
+def model_of(source: Any) -> Any:
+    """The model of a MODEL, CLIP or VAE, which lives as long as what a loader gave is used; None if there is none."""
+    return getattr(getattr(source, "patcher", source), "model", None)
+
+
+def bypassed_adapters(patcher: Any) -> Iterator[tuple[str, Any]]:
+    """Layers and adapters of the bypassed LoRAs of a patcher and of those that it was cloned from.
+
+    Core holds them in no more than the functions that put them in.
+    """
+    seen: set[int] = set()
+    while patcher is not None:
+        injections = [part for parts in getattr(patcher, "injections", {}).values() for part in parts]
+        for part in [part for each in injections for part in getattr(each, "parts", [each])]:
+            managers = inspect.getclosurevars(part.inject).nonlocals.values() if inspect.isfunction(part.inject) else ()
+            for manager in managers:
+                if id(manager) not in seen and hasattr(manager, "adapters"):
+                    seen.add(id(manager))
+                    yield from ((name, adapter) for name, (adapter, _) in sorted(manager.adapters.items()))
+        patcher = getattr(patcher, "parent", None)
 
 
 def sample(tensor: Tensor) -> bytes:

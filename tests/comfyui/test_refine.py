@@ -12,7 +12,7 @@ from longcat_core import schedule
 from longcat_core.frames import buckets
 from longcat_core.frames.comfyui import LATENT_FORMAT
 from longcat_core.frames.refine import RefineFrames
-from longcat_core.frames.shown import SHOWN_FRAMES
+from longcat_core.frames.shown import SHOWN_FRAMES, check_says_what_is_shown
 from longcat_core.sparse.attention import BLOCK_SPARSE, BlockSparse
 
 Loaded = tuple[Any, Any, Any]
@@ -290,12 +290,19 @@ def test_a_whole_video_is_decoded_whole_after_it_was_cut_or_joined(loaded: Loade
 @pytest.mark.parametrize("size", [(704, 1280), (960, 960)])
 def test_a_reloaded_refined_latent_is_refused(loaded: Loaded, size: tuple[int, int]) -> None:
     """Save Latent and Load Latent keep nothing but the samples: which of them are padding is not known any more."""
-    reloaded = {"samples": torch.randn(1, 16, 4, size[0] // 8, size[1] // 8)}
-    said = f"4 latent frames of {size[1]} x {size[0]} pixels, but does not say which of its frames are padding"
+    reloaded = {"samples": torch.randn(1, 16, 48, size[0] // 8, size[1] // 8)}
+    said = f"48 latent frames of {size[1]} x {size[0]} pixels, but does not say which of its frames are padding"
     with pytest.raises(ValueError, match=said):
         node("LongCatDecode")(loaded[2], reloaded)
     with pytest.raises(ValueError, match=said):
         node("LongCatContinueLatent")(reloaded, 33, 5)
+
+
+def test_what_may_not_be_refined_is_decoded(caplog: pytest.LogCaptureFixture) -> None:
+    """A video of 93 frames at 1280 x 704, from an empty latent of core's or out of a storyboard's file."""
+    with caplog.at_level("INFO"):
+        check_says_what_is_shown({"samples": torch.zeros(1, 16, 24, 88, 160)}, "LongCat Decode")
+    assert "does not say which of its 93 frames are the video" in caplog.text
 
 
 def test_of_a_reloaded_latent_of_another_size_the_log_says_what_may_be_padding(
