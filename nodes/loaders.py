@@ -52,6 +52,12 @@ def model_folder(folder: str) -> Path:
     )
 
 
+def check_folder(folder: object) -> None:
+    """Raise ValueError as `model_folder`; what is no name at all is for ComfyUI to refuse."""
+    if isinstance(folder, str):
+        model_folder(folder)
+
+
 def folder_content(folder: Path) -> list[tuple[str, str]]:
     """Names and contents of the files of a model folder that are read; of large files a sample of the contents."""
     parts = (folder / part for part in (*DITS, TEXT_ENCODER, TOKENIZER, VAE, SCHEDULER))
@@ -60,7 +66,7 @@ def folder_content(folder: Path) -> list[tuple[str, str]]:
     return files_digest(seen, folder)
 
 
-@checked(model_folder)
+@checked(check_folder)
 class LongCatLoader(io.ComfyNode):
     """Folder -> MODEL, CLIP, VAE."""
 

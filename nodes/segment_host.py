@@ -1,5 +1,6 @@
 """ComfyUI as what long videos are made in: its output folder, progress texts, cancel button and video files."""
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -67,6 +68,12 @@ def check_prefix(filename_prefix: str) -> None:
     """Raise ValueError if files cannot begin like this."""
     if Path(filename_prefix).name.strip() in ("", ".."):
         raise ValueError("filename_prefix has no name at its end. Write how the segments' files begin, such as long.")
+    output = Path(get_output_directory()).absolute()
+    if not Path(os.path.normpath(output / filename_prefix)).is_relative_to(output):
+        raise ValueError(
+            f"filename_prefix is {filename_prefix}, which leads out of the output folder. Write a folder and a name in "
+            f"it, such as longcat/long."
+        )
 
 
 def video_metadata(hidden: Any) -> dict[str, Any] | None:

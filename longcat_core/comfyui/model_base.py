@@ -37,7 +37,11 @@ class LongCatVideoModel(comfy.model_base.BaseModel):
 
     @property
     def current_patcher(self) -> ModelPatcher | None:
-        """The patcher that samples: core sets it when a run begins, and takes it back however the run ends."""
+        """The patcher that samples: core sets it when a run begins, and takes it back however the run ends.
+
+        With it the run is over, and nothing of it stays on the model. As it begins, the patcher gets back the bypassed
+        LoRAs that core has lost (`bypass.py`).
+        """
         return self._current_patcher
 
     @current_patcher.setter

@@ -91,7 +91,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, channels, T, H, W] -> [B, N, C]`."""
         x = comfy.ldm.common_dit.pad_to_patch_size(x, self.patch_size, padding_mode="constant")
-        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
+        return rearrange(self.proj(x), "b c t h w -> b (t h w) c").contiguous()
 
 
 class TimestepEmbedder(nn.Module):

@@ -62,13 +62,11 @@ class SegmentFiles:
             ValueError: the file cannot be read, is damaged, or holds a segment of other inputs.
         """
         path = self.latent(segment)
-        if not path.exists():
+        if not is_there(path):
             return None
-        if not path.is_file():
-            raise ValueError(f"{path} is not a file. Move it away; its segment is then made again.")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                fingerprint = file.metadata()[METADATA]
+                fingerprint = (file.metadata() or {})[METADATA]
                 samples = file.get_tensor("latent_tensor")
         except (safetensors.SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}). Delete it; its segment is then made again.") from error
@@ -83,8 +81,19 @@ class SegmentFiles:
             )
         return samples
 
+    def has_video(self, segment: Segment) -> bool:
+        """Whether the new frames of a segment are written; raises ValueError as `is_there`."""
+        return is_there(self.video(segment))
+
     def _path(self, segment: Segment, ending: str) -> Path:
         return self.folder / f"{self.name}_{segment.number:03}_{segment.fingerprint[:FINGERPRINT_DIGITS]}{ending}"
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there; raises ValueError if something else is in its place."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file. Move it away; its segment is then made again.")
+    return path.exists()
 
 
 @contextmanager

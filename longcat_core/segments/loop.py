@@ -102,7 +102,7 @@ def make_video(studio: Studio, segments: list[Segment], host: Host) -> Tensor:
             video = new.new_empty(studio.num_frames(len(segments)), *new.shape[1:])
         video[end : end + len(new)] = new
         end += len(new)
-        if not files.video(segment).exists():
+        if not files.has_video(segment):
             with completed(files.video(segment)) as temporary:
                 host.write_video(temporary, new, studio.fps)
     assert video is not None

@@ -105,7 +105,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     known = {
         "TestChanging": Changing,
         "TestSelection": Selection,
-        "ModelSamplingSD3": find_node("ModelSamplingSD3"),
+        **{name: find_node(name) for name in ("ModelSamplingSD3", "LoraLoaderBypassModelOnly")},
         "PrimitiveString": String,
     }
     for name, found in known.items():
@@ -140,10 +140,11 @@ def write_lora(path: Path, tiny_model: Path, seed: int) -> None:
     safetensors.torch.save_file({f"{layer}.{key}.weight": value for key, value in matrices.items()}, path)
 
 
-def replace_weights(path: Path) -> None:
-    """Other weights of the same sizes under the same name."""
+def replace_weights(path: Path, least_dimensions: int = 0) -> None:
+    """Other weights of the same sizes under the same name; with 2 dimensions at least, only matrices are others."""
     weights = safetensors.torch.load_file(path)
-    other = {name: (w + 0.05 if w.is_floating_point() else w).contiguous() for name, w in weights.items()}
+    changes = {name: w.is_floating_point() and w.ndim >= least_dimensions for name, w in weights.items()}
+    other = {name: (w + 0.05 if changes[name] else w).contiguous() for name, w in weights.items()}
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
     path.unlink()
@@ -267,6 +268,37 @@ def test_a_loader_that_ran_before_its_file_was_replaced_still_gives_the_old_weig
     runner.outputs(storyboard(), "video")
     runner.forget()
     assert runner.is_made_anew(storyboard())
+
+
+@pytest.mark.parametrize("replaced", ["matrices of the network", "merged LoRA", "bypassed LoRA"])
+def test_what_a_cached_loader_gave_is_not_taken_for_what_its_file_holds_now(
+    runner: Runner, mine: Path, tiny_model: Path, replaced: str
+) -> None:
+    """Also where nothing that is plainly in memory differs."""
+    models, prompt = Path(folder_paths.models_dir), single_files(DIT_FILE, LORA)
+    if replaced == "bypassed LoRA":
+        prompt["model"]["class_type"] = "LoraLoaderBypassModelOnly"
+    assert runner.is_made_anew(prompt)
+    if replaced == "matrices of the network":
+        replace_weights(models / "diffusion_models" / DIT_FILE, least_dimensions=2)
+    else:
+        write_lora(models / "loras" / LORA, tiny_model, 1)
+    other = copy.deepcopy(prompt)
+    other["video"]["inputs"]["seed"] += 1
+    assert runner.is_made_anew(other)  # with what the loaders still have
+    runner.forget()
+    assert runner.is_made_anew(other)
+    assert not runner.is_made_anew(other)
+
+
+def test_a_replaced_model_folder_is_loaded_anew(mine: Path) -> None:
+    """ComfyUI runs a node again whose answer to this has changed; a copy of the files gives the same one."""
+    ask = find_node("LongCatLoader").fingerprint_inputs
+    before = ask("mine")
+    shutil.copytree(mine, mine.with_name("mine_too"))
+    assert ask("mine_too") == before == ask("mine", "default")
+    replace_weights(next((mine / DIT).glob("*.safetensors")))
+    assert ask("mine") != before
 
 
 @BOTH

@@ -338,4 +338,5 @@ def test_memory_of_a_call_is_as_computed(monkeypatch: pytest.MonkeyPatch, report
     copy = tokens * hidden * dtype.itemsize
     said = ", ".join(f"{peak / copy:.1f} of {estimates[limit] / copy:.0f}" for limit, peak in peaks.items())
     report.append(f"activations of a call in copies of its tokens, {dtype}: whole and in 8 spans {said} reserved")
-    assert peaks[tokens // 8] < 0.7 * peaks[tokens]
+    assert peaks[tokens] < 11 * copy
+    assert peaks[tokens // 8] < 8.5 * copy

@@ -140,8 +140,8 @@ def test_padding_is_what_the_latent_says() -> None:
 
 @pytest.mark.parametrize("size", buckets.BUCKETS[buckets.REFINED])
 def test_a_latent_with_the_look_of_a_refined_one_must_say_what_is_padding(size: buckets.Size) -> None:
-    samples = torch.zeros(1, 1, 24, *PixelShape(93, *size).latent()[1:])
-    with pytest.raises(ValueError, match=f"24 latent frames of {size.width} x {size.height} pixels, but does not say"):
+    samples = torch.zeros(1, 1, 48, *PixelShape(189, *size).latent()[1:])
+    with pytest.raises(ValueError, match=f"48 latent frames of {size.width} x {size.height} pixels, but does not say"):
         check_says_what_is_shown({"samples": samples}, "LongCat Decode")
     check_says_what_is_shown({"samples": samples, SHOWN_FRAMES: ALL_FRAMES}, "LongCat Decode")
     check_says_what_is_shown({"samples": samples[:, :, 1:]}, "LongCat Decode")

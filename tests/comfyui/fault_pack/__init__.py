@@ -33,11 +33,11 @@ class OutOfMemoryOnce:
 
 
 class TextOfFile:
-    """STRING of a file in the folder of inputs, as nodes for random prompts: the same inputs give another text."""
+    """Text of a file in the folder of inputs, as nodes for random prompts: the same inputs give another text."""
 
     CATEGORY = "tests"
     FUNCTION = "read"
-    RETURN_TYPES = ("STRING",)
+    RETURN_TYPES = ("*",)
 
     @classmethod
     def INPUT_TYPES(cls):  # noqa: ANN206, N802 - ComfyUI's V1 node interface
