@@ -131,6 +131,7 @@ def mine(tiny_model: Path) -> Iterator[Path]:
 
 def write_lora(path: Path, tiny_model: Path, seed: int) -> None:
     """A LoRA for one layer of the tiny network."""
+    path.parent.mkdir(exist_ok=True)
     weights = safetensors.torch.load_file(next((tiny_model / DIT).glob("*.safetensors")))
     name = next(name for name in sorted(weights) if name.endswith("attn.proj.weight"))
     rows, columns = weights[name].shape
@@ -289,6 +290,21 @@ def test_what_a_cached_loader_gave_is_not_taken_for_what_its_file_holds_now(
     runner.forget()
     assert runner.is_made_anew(other)
     assert not runner.is_made_anew(other)
+
+
+def test_several_bypassed_loras_are_the_same_before_and_after_they_were_used(
+    runner: Runner, mine: Path, tiny_model: Path
+) -> None:
+    write_lora(Path(folder_paths.models_dir) / "loras" / "second" / LORA, tiny_model, 1)
+    prompt = single_files(DIT_FILE, LORA)
+    prompt["first"] = copy.deepcopy(prompt["model"])
+    prompt["model"]["inputs"] |= {"model": ["first", 0], "lora_name": f"second/{LORA}"}
+    for name in ("first", "model"):
+        prompt[name]["class_type"] = "LoraLoaderBypassModelOnly"
+    assert runner.is_made_anew(prompt)
+    assert not runner.is_made_anew(prompt)
+    runner.forget()
+    assert not runner.is_made_anew(prompt)
 
 
 def test_a_replaced_model_folder_is_loaded_anew(mine: Path) -> None:
