@@ -166,7 +166,9 @@ def text_encoder_targets(reader: Reader, spiece: bytes | None) -> list[Plain | Q
         if shared.type != other.type or not all(
             torch.equal(shared.rows(*some), other.rows(*some)) for some in ranges(other.type)
         ):
-            raise ValueError(f"{vae_umt5.UMT5_EMBEDDING} and {alias} differ, where UMT5 has one: {GET_AGAIN}.")
+            raise ValueError(
+                f"{vae_umt5.UMT5_EMBEDDING} and {alias} differ, where UMT5 has one embedding: {GET_AGAIN}."
+            )
     num_layers = len({name.split(".")[2] for name in names if name.startswith("encoder.block.")})
     expected = vae_umt5.umt5_keys(num_layers)
     wrong = vae_umt5.wrong_names(expected - names.keys(), names.keys() - expected)

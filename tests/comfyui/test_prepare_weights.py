@@ -603,14 +603,16 @@ def written_mb(done: subprocess.CompletedProcess) -> float:
 def test_files_that_a_stopped_run_finished_are_not_written_again(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    dest, write = tmp_path / "dest", safetensors_writer.write
+    from prepare import writing
+
+    dest, write = tmp_path / "dest", writing.safetensors_writer.write
 
     def stopped(path: Path, *arguments: Any) -> None:
         if path.parent.name == "vae":
             raise KeyboardInterrupt
         write(path, *arguments)
 
-    monkeypatch.setattr(safetensors_writer, "write", stopped)
+    monkeypatch.setattr(writing.safetensors_writer, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare(tiny_model, dest)
     assert len([name for name in files_of(dest) if name.endswith(".safetensors")]) == 2
