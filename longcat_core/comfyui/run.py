@@ -23,7 +23,12 @@ class Run:
     cache: KVCache | None = None
 
     def of(self, denoise_mask: Tensor | None, latent_image: Tensor | None) -> "Run":
-        """The run of a latent `[B, 16, T, H, W]` whose leading, fully masked frames are given."""
+        """The run of a latent `[B, 16, T, H, W]` whose leading, fully masked frames are given.
+
+        A run that knows its frames stays as it is: ComfyUI hands the same mask and latent over with every prompt.
+        """
+        if self.given is not None:
+            return self
         count = leading_clean_frames(denoise_mask)
         given = latent_image[:, :, :count].clone() if count and latent_image is not None else None
         return replace(self, num_cond_latents=count, given=given)

@@ -1,5 +1,6 @@
 """What a sampling run keeps for itself, and what is left of it: nothing."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import torch
 from inprocess import node, sample
 from torch import Tensor
 
+from longcat_core.comfyui import run as run_module
 from longcat_core.comfyui.cached_sampling import cache_size
 from longcat_core.comfyui.run import Run
 from longcat_core.frames.geometry import LatentShape
@@ -48,7 +50,9 @@ class Stopped(Exception):  # noqa: N818 - reads as a word
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_stopped_run_leaves_nothing_on_the_model(loaded: Loaded, prompts: Prompts, cached: bool) -> None:
+def test_a_stopped_run_leaves_nothing_on_the_model(
+    loaded: Loaded, prompts: Prompts, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs: list[Run] = []
 
     def stop(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -57,10 +61,19 @@ def test_a_stopped_run_leaves_nothing_on_the_model(loaded: Loaded, prompts: Prom
             raise Stopped
         return executor(*args, **kwargs)
 
+    made: list[int] = []
+
+    def count(run: Run, **changes: Any) -> Run:
+        made.append(changes["num_cond_latents"])
+        return dataclasses.replace(run, **changes)
+
+    monkeypatch.setattr(run_module, "replace", count)
     model = wrapped(loaded[0], stop)
     with pytest.raises(Stopped):
         sample(node("LongCatKVCache")(model, "gpu")[0] if cached else model, prompts, continuation())
-    assert runs[0] is runs[1] or runs[0].cache is runs[1].cache
+    assert runs[0] is runs[1]
+    assert (runs[0].cache is not None) == cached
+    assert made.count(NUM_COND_LATENTS) == 1  # for two prompts
     assert runs[1].num_cond_latents == NUM_COND_LATENTS
     # The frames themselves, not a view that keeps the whole latent.
     assert runs[1].given.untyped_storage().nbytes() == runs[1].given.nbytes
